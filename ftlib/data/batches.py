@@ -1,0 +1,125 @@
+"""Batches of few shapes, each a pure function of (rows, seed, step).
+
+Lengths are rounded up to a handful of buckets, so that a handful of steps is compiled. An epoch is a random
+permutation of the rows, sorted by length within windows of some batches and cut up, and the batches shuffled again:
+rows of a batch are alike in length, so little is padding. The cursor of a resumed run is the step, nothing else.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+
+from ftlib.base.types import Batch
+from ftlib.data.tokens import Tokens
+
+_WINDOW = 64  # batches that are sorted by length together
+
+
+@dataclasses.dataclass(frozen=True)
+class Examples:
+  """Tokenised rows with what the task adds to each: `extra` {name: array [N, ...]} (labels, weights)."""
+
+  tokens: Tokens
+  extra: dict[str, np.ndarray]
+
+  def __len__(self) -> int:
+    return len(self.tokens)
+
+
+def buckets(lengths: np.ndarray, *, count: int, multiple: int = 8) -> tuple[int, ...]:
+  """At most `count` lengths, multiples of `multiple`, that leave the least padding over rows of `lengths`.
+
+  Exact, by dynamic programming over the histogram; the last holds the longest row.
+  """
+  rounded = -(-np.maximum(lengths, 1) // multiple)
+  top = int(rounded.max())
+  rows = np.bincount(rounded, minlength=top + 1).cumsum()  # rows[j]: rows of at most j units
+  best = np.full((count + 1, top + 1), np.inf)
+  best[:, 0] = 0
+  back = np.zeros((count + 1, top + 1), np.int64)
+  for k in range(1, count + 1):
+    for j in range(1, top + 1):
+      cost = best[k - 1, :j] + (rows[j] - rows[:j]) * j
+      back[k, j] = int(np.argmin(cost))
+      best[k, j] = cost[back[k, j]]
+  edges, j = [], top
+  for k in range(count, 0, -1):
+    if j == 0:
+      break
+    edges.append(j * multiple)
+    j = int(back[k, j])
+  return tuple(sorted(set(edges)))
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Order:
+  """Which rows stand in the batch of a step."""
+
+  lengths: np.ndarray
+  batch_size: int
+  seed: int
+  grouped: bool = True
+
+  @property
+  def steps_per_epoch(self) -> int:
+    return -(-len(self.lengths) // self.batch_size)
+
+  def rows(self, step: int) -> np.ndarray:
+    """Row numbers of a step's batch; the last batch of an epoch may be short. Every epoch holds each row once."""
+    epoch, i = divmod(step, self.steps_per_epoch)
+    return self._epoch(epoch)[i]
+
+  @functools.lru_cache(maxsize=2)  # noqa: B019 - one Order a run
+  def _epoch(self, epoch: int) -> list[np.ndarray]:
+    rng = np.random.default_rng((self.seed, epoch))
+    order = rng.permutation(len(self.lengths))
+    size = self.batch_size
+    if not self.grouped:
+      return [order[i : i + size] for i in range(0, len(order), size)]
+    batches = []
+    for start in range(0, len(order), _WINDOW * size):
+      window = order[start : start + _WINDOW * size]
+      window = window[np.argsort(self.lengths[window], kind='stable')]
+      batches += [window[i : i + size] for i in range(0, len(window), size)]
+    return [batches[i] for i in rng.permutation(len(batches))]
+
+
+def collate(examples: Examples, rows: Sequence[int], *, size: int, edges: tuple[int, ...], pad_id: int) -> Batch:
+  """The Batch of some rows: int32 `tokens, positions, segments, types` [size, L], `rows` [size], and the extras.
+
+  L is the smallest bucket that holds them. Short of `size` rows, the rest is padding of `weights` 0.
+  """
+  tokens = examples.tokens
+  longest = max(int(tokens.lengths[r]) for r in rows)
+  length = next(e for e in edges if e >= longest)
+  batch: Batch = {
+    'tokens': np.full((size, length), pad_id, np.int32),
+    'types': np.zeros((size, length), np.int32),
+    'segments': np.zeros((size, length), np.int32),
+    'positions': np.broadcast_to(np.arange(length, dtype=np.int32), (size, length)).copy(),
+    'rows': np.arange(size, dtype=np.int32),
+  }
+  for i, r in enumerate(rows):
+    start, stop = int(tokens.offsets[r]), int(tokens.offsets[r + 1])
+    batch['tokens'][i, : stop - start] = tokens.ids[start:stop]
+    batch['types'][i, : stop - start] = tokens.types[start:stop]
+    batch['segments'][i, : stop - start] = 1
+  for name, values in examples.extra.items():
+    batch[name] = np.zeros((size, *values.shape[1:]), values.dtype)
+    batch[name][: len(rows)] = values[list(rows)]
+  return batch
+
+
+def feed(make: Callable[[int], Any], start: int, stop: int) -> Iterator[Any]:
+  """`make(step)` for each step, computed ahead in a thread (Grain); closing the iterator stops it."""
+  import grain
+
+  if stop <= start:
+    return
+  dataset = grain.MapDataset.range(start, stop).map(make)
+  yield from dataset.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=4))

@@ -1,0 +1,380 @@
+"""From a source to splits that can be trained on: filters, checks every row, splits, limits, and notes what it did.
+
+Everything a user can have wrong in the data is found here, before a tokenizer or a device is touched.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import itertools
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from ftlib.base import settings
+from ftlib.base.errors import InputError, did_you_mean, listing
+from ftlib.base.settings import setting
+from ftlib.data.sources import Rows, Source, open_source, subset
+
+Splits = dict[str, Rows]
+
+_SKIPPABLE = 0.05  # share of a split's rows; more bad ones mean that something is wrong with the data
+_MISSING = object()
+_ALL = object()  # stands for all labels together
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+  """The `data` section of a config."""
+
+  path: str = ''  # a folder, a file, tfds:NAME, hf:NAME or package:NAME/FILE (see ftlib/data/sources.py)
+  split: str = '0.8,0.1,0.1'  # ratios of train, validation and test, used where the source has one split
+  group: str = ''  # a column; rows that share its value never stand in two splits
+  keep: str = ''  # 'column=value|value', several separated by ';': only rows that meet them all
+  split_seed: int = setting(0, low=0, high=2**32 - 1)  # of the split alone: the run's seed leaves it as it is
+  limit: int | None = setting(None, low=1)  # at most so many training rows
+  encoding: str = 'utf-8'
+  on_bad_row: str = setting('error', choices=('error', 'skip'))  # rows with null, missing or empty text or label
+
+
+@dataclasses.dataclass(frozen=True)
+class Dataset:
+  """Checked splits: `train`, `validation`, and `test` where there is one.
+
+  Texts are non-empty strings; labels are strings, or integers throughout. `fingerprint` changes with the content
+  and with which rows stand in which split. `notes` has a line for each thing that the user should know.
+  """
+
+  splits: Splits
+  labels: dict[str, list]
+  fingerprint: str
+  notes: list[str]
+
+
+def load(cfg: Config, *, texts: Sequence[str], label: str | None) -> Dataset:
+  """The splits of `cfg.path`, of which the columns `texts` (one or two) and `label` are checked row by row."""
+  settings.read(Config, dataclasses.asdict(cfg), where='data')
+  ratios, conditions = _ratios(cfg.split), _conditions(cfg.keep)
+  source = open_source(cfg.path, encoding=cfg.encoding)
+  notes: list[str] = []
+  splits = _used(source, cfg, notes)
+  needed = [*zip(('task.text', 'task.pair'), texts), ('task.label', label), ('data.group', cfg.group)]
+  needed = [(field, column) for field, column in needed if column]
+  _check_columns(splits, needed + [('data.keep', column) for column in conditions])
+  splits = _labelled(_kept(splits, conditions, notes), label, notes)
+  splits = {name: _sound(rows, needed, cfg, notes) for name, rows in splits.items()}
+  _check_types(splits, needed)
+  splits = _uniform(splits, label, notes) if label else splits
+  splits = _arranged(splits, ratios, label, cfg, notes)
+  splits['train'] = _limited(splits['train'], label, cfg, notes)
+  _note_duplicates(splits, texts, notes)
+  standing = hashlib.sha256(source.fingerprint.encode())
+  for name, rows in splits.items():
+    standing.update(name.encode() + np.asarray(rows.at, np.int64).tobytes())
+  return Dataset(splits, source.labels, standing.hexdigest(), notes)
+
+
+def label_values(rows: Rows, column: str) -> list:
+  """The distinct labels, integers by value, strings as a dictionary has them; rows without one do not count."""
+  found = {row.get(column) for row in rows} - {None}
+  return sorted(found, key=lambda v: (isinstance(v, str), v))
+
+
+# --- what the settings say
+
+
+def _ratios(spec: str) -> list[float]:
+  try:
+    ratios = [float(part) for part in spec.split(',')]
+  except ValueError:
+    ratios = []
+  if len(ratios) != 3 or min(ratios) < 0 or not math.isclose(sum(ratios), 1, abs_tol=1e-6) or 0 in ratios[:2]:
+    raise InputError(
+      f'data.split={spec!r} is no split: wanted three ratios of train, validation and test that sum to 1, the first '
+      'two above 0\nFor example --config.data.split=0.8,0.1,0.1 (or 0.9,0.1,0 for no test split).'
+    )
+  return [ratio / sum(ratios) for ratio in ratios]
+
+
+def _conditions(spec: str) -> dict[str, list[str]]:
+  """{column: values that are kept}."""
+  conditions: dict[str, list[str]] = {}
+  for part in filter(str.strip, spec.split(';')):
+    column, equals, values = part.partition('=')
+    if not equals or not column.strip() or column.strip() in conditions:
+      raise InputError(f"data.keep={spec!r} is no filter: write --config.data.keep='column=value|value;column=value'")
+    conditions[column.strip()] = [v.strip() for v in values.split('|')]
+  return conditions
+
+
+def _used(source: Source, cfg: Config, notes: list[str]) -> Splits:
+  """The splits that training takes part in; a source's only split, whatever its name, is `all`."""
+  for rows in source.splits.values():
+    if not len(rows):
+      raise InputError(f'{rows.file}: holds no rows')
+  if len(source.splits) == 1:
+    return {'all': next(iter(source.splits.values()))}
+  if 'train' not in source.splits:
+    raise InputError(f'data.path={cfg.path}: has no train split, but:\n{listing(source.splits)}')
+  used = {name: source.splits[name] for name in ('train', 'validation', 'test') if name in source.splits}
+  if unused := [name for name in source.splits if name not in used]:
+    notes.append(f'splits of the source that are not used: {", ".join(unused)}')
+  return used
+
+
+def _check_columns(splits: Splits, needed: Sequence[tuple[str, str]]) -> None:
+  for field, column in needed:
+    for rows in splits.values():
+      if column and column not in rows.columns:
+        raise InputError(
+          f'{field}: {rows.file} has no column "{column}"{did_you_mean(column, rows.columns)}\n'
+          f'Its columns:\n{listing(rows.columns)}\nSet --config.{field}= to one of them.'
+        )
+
+
+# --- which rows remain
+
+
+def _kept(splits: Splits, conditions: Mapping[str, list[str]], notes: list[str]) -> Splits:
+  if not conditions:
+    return splits
+  for column, values in conditions.items():
+    there = Counter(_spelt(row.get(column)) for rows in splits.values() for row in rows)
+    for value in values:
+      if value not in there:  # most likely a slip, which would drop a class without a word
+        common = [v for v, _ in there.most_common()]
+        raise InputError(
+          f'data.keep: no row has {column}={value}{did_you_mean(value, common)}\n'
+          f'Values of {column}, the most frequent first:\n{listing(common)}'
+        )
+  wanted = {column: set(values) for column, values in conditions.items()}
+  kept = {}
+  for name, rows in splits.items():
+    picked = [i for i, row in enumerate(rows) if all(_spelt(row.get(c)) in values for c, values in wanted.items())]
+    if not picked:
+      raise InputError(f'data.keep leaves no row of {rows.file}\nLoosen --config.data.keep=.')
+    if len(picked) < len(rows):
+      notes.append(f'{rows.file}: {len(picked)} of {len(rows)} rows kept by data.keep')
+    kept[name] = subset(rows, picked)
+  return kept
+
+
+def _spelt(value: Any) -> str:
+  """A value as a filter names it: JSON's true and false in small letters, anything else as it prints."""
+  return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def _labelled(splits: Splits, label: str | None, notes: list[str]) -> Splits:
+  """Without a test split none of whose rows has a label: benchmarks publish those with the labels hidden."""
+  if not label or 'test' not in splits or any(row.get(label) not in (None, '') for row in splits['test']):
+    return splits
+  notes.append(f'test: left out, since none of its {len(splits["test"])} rows has a label')
+  return {name: rows for name, rows in splits.items() if name != 'test'}
+
+
+def _sound(rows: Rows, needed: Sequence[tuple[str, str]], cfg: Config, notes: list[str]) -> Rows:
+  """The rows in which no needed column is null, missing, NaN or empty; others stop the run, or are counted."""
+  columns = [column for _, column in needed]
+  faults = {i: fault for i, row in enumerate(rows) if (fault := _absence(row, columns))}
+  if not faults:
+    return rows
+  first = listing((f'{rows.where(i)}: {fault}' for i, fault in faults.items()), limit=5)
+  if cfg.on_bad_row == 'error':
+    raise InputError(
+      f'{rows.file}: {len(faults)} of {len(rows)} rows cannot be used:\n{first}\n'
+      'Mend them, or leave them out with --config.data.on_bad_row=skip.'
+    )
+  if len(faults) > _SKIPPABLE * len(rows):
+    raise InputError(
+      f'{rows.file}: {len(faults)} of {len(rows)} rows cannot be used, more than the {_SKIPPABLE:.0%} that '
+      f'data.on_bad_row=skip passes over:\n{first}\nMend the data.'
+    )
+  notes.append(f'{rows.file}: {len(faults)} of {len(rows)} rows skipped, the first {first.split(chr(10))[0].strip()}')
+  return subset(rows, [i for i in range(len(rows)) if i not in faults])
+
+
+def _absence(row: Mapping[str, Any], columns: Sequence[str]) -> str:
+  for column in columns:
+    value = row.get(column, _MISSING)
+    if value is _MISSING or value is None:
+      return f'"{column}" is {"null" if value is None else "missing"}'
+    if isinstance(value, str) and (not value or value.isspace()):
+      return f'"{column}" is empty'
+    if isinstance(value, float) and math.isnan(value):
+      return f'"{column}" is NaN'
+  return ''
+
+
+def _check_types(splits: Splits, needed: Sequence[tuple[str, str]]) -> None:
+  allowed = {'task.label': (str, int, float), 'data.group': (str, int)}  # a bool is an int
+  words = {'task.label': 'a class label is a string or an integer', 'data.group': 'a group is a string or an integer'}
+  for field, column in needed:
+    kinds = allowed.get(field, (str,))
+    for rows in splits.values():
+      for i, row in enumerate(rows):
+        value = row[column]
+        if not isinstance(value, kinds) or (isinstance(value, float) and not value.is_integer()):
+          raise InputError(
+            f'{rows.where(i)}: "{column}" is the {type(value).__name__} {repr(value)[:60]}, but '
+            f'{words.get(field, "a text is a string")}\nMend the data, or name another column by --config.{field}=.'
+          )
+
+
+def _uniform(splits: Splits, label: str, notes: list[str]) -> Splits:
+  """The splits with 1.0 as 1 and true as 'true'. Raises where labels are of several kinds."""
+  words = {str: 'string', bool: 'boolean', int: 'integer', float: 'integer'}
+  first: dict[str, str] = {}
+  for rows in splits.values():
+    for i, row in enumerate(rows):
+      if (kind := words[type(row[label])]) not in first:
+        first[kind] = f'{rows.where(i)}: the {kind} {row[label]!r}'
+  if len(first) > 1:
+    seen = listing(first.values())
+    raise InputError(f'task.label: "{label}" is of several kinds, first seen at\n{seen}\nWrite all labels one way.')
+  if 'boolean' in first:
+    notes.append(f'labels: the booleans of "{label}" are taken as the strings "false" and "true"')
+  plain = {bool: _spelt, float: int}
+  return {
+    name: dataclasses.replace(
+      rows, rows=[{**r, label: plain[type(r[label])](r[label])} if type(r[label]) in plain else r for r in rows]
+    )
+    for name, rows in splits.items()
+  }
+
+
+# --- which split a row stands in
+
+
+def _arranged(splits: Splits, ratios: Sequence[float], label: str | None, cfg: Config, notes: list[str]) -> Splits:
+  """`train`, `validation` and, where there is one, `test`: those of the source, or what is missing cut from them."""
+  if len(splits) == 1:
+    rows = next(iter(splits.values()))
+    parts = _divided(rows, dict(zip(('train', 'validation', 'test'), ratios)), label, cfg)
+    notes.append(f'{rows.file}: split into {", ".join(f"{len(p)} {name}" for name, p in parts.items())} by data.split')
+    return parts
+  if cfg.group:
+    _check_apart(splits, cfg.group)
+  if 'validation' in splits:
+    return splits
+  share = ratios[1] / (ratios[0] + ratios[1])
+  parts = _divided(splits['train'], {'train': 1 - share, 'validation': share}, label, cfg)
+  notes.append(f'validation: the source has none, so {len(parts["validation"])} rows of train were set apart for it')
+  return parts | {'test': splits['test']}
+
+
+def _check_apart(splits: Splits, group: str) -> None:
+  values = {name: {row[group] for row in rows} for name, rows in splits.items()}
+  for a, b in itertools.combinations(values, 2):
+    if shared := values[a] & values[b]:
+      raise InputError(
+        f'data.group: {len(shared)} values of "{group}" stand in both {a} and {b} of the source:\n'
+        f'{listing(sorted(map(str, shared)), limit=5)}\nPut all rows in one file, to be split by group, or set '
+        '--config.data.group= to nothing, to take the splits as they are.'
+      )
+
+
+def _divided(rows: Rows, ratios: Mapping[str, float], label: str | None, cfg: Config) -> Splits:
+  names = [name for name, ratio in ratios.items() if ratio > 0]
+  shares = np.array([ratios[name] for name in names])
+  labels = [row[label] for row in rows] if label else [''] * len(rows)
+  if cfg.group:
+    split_of = _by_group([row[cfg.group] for row in rows], labels, shares, cfg)
+  else:
+    split_of = _by_label(labels, shares, cfg.split_seed)
+  parts = {name: subset(rows, np.flatnonzero(split_of == s).tolist(), name=name) for s, name in enumerate(names)}
+  for name, part in parts.items():
+    if not len(part):
+      raise InputError(
+        f'data.split={cfg.split} leaves {name} without a row: {rows.file} has only {len(rows)}\n'
+        'Give more rows, or other ratios by --config.data.split=.'
+      )
+  return parts
+
+
+def _by_label(labels: Sequence, shares: np.ndarray, seed: int) -> np.ndarray:
+  """[rows] the split of each row: of each label, every split has its share to within one row.
+
+  scikit-learn's splitters refuse labels of one row and round twice for three splits. RandomState, as its numbers are
+  the same in every release of numpy: who stands in the test split must not change with an update.
+  """
+  rng = np.random.RandomState(seed)
+  members: dict[Any, list[int]] = {}
+  for i, value in enumerate(labels):
+    members.setdefault(value, []).append(i)
+  split_of = np.zeros(len(labels), np.int64)
+  owed = np.zeros(len(shares))  # rows that each split is behind by, over the labels so far
+  for value in sorted(members):
+    ideal = len(members[value]) * shares
+    counts = np.floor(ideal + 1e-9)
+    counts[0] = max(counts[0], 1)  # what is never trained on cannot be predicted
+    owed += ideal - counts
+    for _ in range(len(members[value]) - int(counts.sum())):
+      s = int(np.argmax(np.where(counts < ideal - 1e-9, owed, -np.inf)))
+      counts[s] += 1
+      owed[s] -= 1
+    split_of[rng.permutation(members[value])] = np.repeat(np.arange(len(shares)), counts.astype(int))
+  return split_of
+
+
+def _by_group(groups: Sequence, labels: Sequence, shares: np.ndarray, cfg: Config) -> np.ndarray:
+  """[rows] the split of each row, groups whole: each goes where it brings rows and labels nearest to their shares."""
+  members: dict[Any, list[int]] = {}
+  for i, value in enumerate(groups):
+    members.setdefault(value, []).append(i)
+  names = list(members)
+  if len(names) < len(shares):
+    raise InputError(
+      f'data.group: "{cfg.group}" has {len(names)} values, too few for {len(shares)} splits\n'
+      'Name another column by --config.data.group=, or fewer splits by --config.data.split=.'
+    )
+  order = np.random.RandomState(cfg.split_seed).permutation(len(names))
+  order = sorted(order, key=lambda g: -len(members[names[g]]).bit_length())  # large ones while there is room for them
+  totals = {**Counter(labels), _ALL: len(labels)}
+  short = [{value: count * share for value, count in totals.items()} for share in shares.tolist()]
+  weight = [{value: 1 / wanted for value, wanted in s.items()} for s in short]
+  split_of = np.full(len(labels), -1)
+  empty = set(range(len(shares)))
+  for left, g in zip(range(len(order), 0, -1), order):
+    rows = members[names[g]]
+    counts = {_ALL: len(rows)}
+    for i in rows:
+      counts[labels[i]] = counts.get(labels[i], 0) + 1
+    growth = {  # of the squared distances from the shares, each in units of its share
+      s: sum([n * (n - 2 * short[s][value]) * weight[s][value] for value, n in counts.items()])
+      for s in (sorted(empty) if left <= len(empty) else range(len(shares)))
+    }
+    best = min(growth, key=growth.get)
+    split_of[rows] = best
+    empty.discard(best)
+    for value, n in counts.items():
+      short[best][value] -= n
+  return split_of
+
+
+def _limited(train: Rows, label: str | None, cfg: Config, notes: list[str]) -> Rows:
+  """At most `cfg.limit` rows, labels by their shares."""
+  if cfg.limit is None or cfg.limit >= len(train):
+    return train
+  notes.append(f'train: {cfg.limit} of {len(train)} rows taken (data.limit)')
+  labels = [row[label] for row in train] if label else [''] * len(train)
+  shares = np.array([cfg.limit, len(train) - cfg.limit]) / len(train)
+  taken = set(np.flatnonzero(_by_label(labels, shares, cfg.split_seed) == 0).tolist())
+  left = Counter(labels[i] for i in taken)
+  # the row that every label gets may have been one too many: then common labels give way, and in the end any
+  for least in (1, 0):
+    for i in np.random.RandomState(cfg.split_seed).permutation(sorted(taken)).tolist():
+      if len(taken) > cfg.limit and left[labels[i]] > least:
+        taken.discard(i)
+        left[labels[i]] -= 1
+  return subset(train, sorted(taken))
+
+
+def _note_duplicates(splits: Splits, texts: Sequence[str], notes: list[str]) -> None:
+  trained = {tuple(row[c] for c in texts) for row in splits['train']}
+  for name in ('validation', 'test'):
+    if name in splits and (found := sum(tuple(row[c] for c in texts) in trained for row in splits[name])):
+      notes.append(f'{name}: {found} of {len(splits[name])} rows have exactly the text of a training row')

@@ -1,0 +1,400 @@
+"""Reads data: a path becomes splits of plain rows, and a fault in a file is told with its line.
+
+`open_source(path)` takes
+
+* a folder with `train.EXT`, and `validation.EXT` (or `valid`, `val`, `dev`) and `test.EXT` where there are such;
+* a single file, which becomes one split called `all`;
+* `tfds:glue/sst2` - a data set of TensorFlow Datasets, as TFDS spells it: `NAME[/CONFIG][:VERSION]`;
+* `hf:stanfordnlp/imdb`, `hf:nyu-mll/glue:sst2` - one of the Hugging Face hub: `[OWNER/]NAME[:CONFIG]`, always with a
+  colon before the configuration, since the name itself may hold a slash;
+* `package:NAME/path/inside` - a folder or file that an installed Python package ships; the package is not imported.
+
+EXT is jsonl, json (a list of objects, or one object a line), csv, tsv or parquet, each also as .gz, .bz2, .xz, .zst.
+"""
+
+from __future__ import annotations
+
+import array
+import bz2
+import contextlib
+import csv
+import dataclasses
+import functools
+import gzip
+import hashlib
+import importlib.util
+import io
+import json
+import lzma
+import os
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ftlib.base.errors import InputError, did_you_mean, listing
+
+EXTENSIONS = ('.jsonl', '.json', '.csv', '.tsv', '.parquet')
+COMPRESSIONS = ('.gz', '.bz2', '.xz', '.zst')
+SPLITS = {'train': 'train', 'test': 'test'} | dict.fromkeys(('validation', 'valid', 'val', 'dev'), 'validation')
+_KNOWN = f'{" ".join(EXTENSIONS)} (also compressed: {" ".join(COMPRESSIONS)})'
+_HUBS = {
+  'tfds': 'Write tfds:NAME[/CONFIG][:VERSION], as in tfds:glue/sst2.',
+  'hf': 'Write hf:[OWNER/]NAME[:CONFIG], as in hf:stanfordnlp/imdb or hf:nyu-mll/glue:sst2.',
+}
+_SAMPLED = 256  # rows of a hub's split that enter its fingerprint, beside name, version and row count
+_Parsed = tuple[list[dict[str, Any]], Sequence[int]]  # rows, and the number of each in its file
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Rows(Sequence[dict]):
+  """Rows by index, each a plain dict {column: value}; `where(i)` says which line of which file row `i` came from."""
+
+  rows: list[dict[str, Any]] = dataclasses.field(repr=False)
+  name: str  # of the split, or of the file where that was read alone
+  file: str
+  at: Sequence[int] = dataclasses.field(repr=False)  # each row's line, or its number from 1 where there are no lines
+  unit: str = ':'
+
+  def __len__(self) -> int:
+    return len(self.rows)
+
+  def __iter__(self):
+    return iter(self.rows)
+
+  def __getitem__(self, i):
+    return subset(self, range(len(self))[i]) if isinstance(i, slice) else self.rows[i]
+
+  def where(self, i: int) -> str:
+    """`'train.jsonl:17'`, or `'train.parquet row 17'` where the format has no lines."""
+    return f'{self.file}{self.unit}{self.at[i]}'
+
+  @functools.cached_property
+  def columns(self) -> list[str]:
+    """The names of all columns that any row has, in the order they are first seen."""
+    return list(dict.fromkeys(column for row in self.rows for column in row))
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+  """Splits of rows, the class names of columns that come with such, and a hash that says nothing of where it lies."""
+
+  splits: dict[str, Rows]
+  labels: dict[str, list[str]]
+  fingerprint: str
+
+
+def subset(rows: Rows, indices: Iterable[int], *, name: str = '') -> Rows:
+  """The rows at `indices`, sharing the dicts; `.where` still points at the source."""
+  indices = list(indices)
+  at = array.array('q', [rows.at[i] for i in indices])
+  return Rows([rows.rows[i] for i in indices], name or rows.name, rows.file, at, rows.unit)
+
+
+def read(path: str, *, encoding: str = 'utf-8') -> Rows:
+  """The rows of one file. Raises `InputError` with file and line for whatever is wrong with it."""
+  return _read(_existing(path), encoding, name=Path(path).name)[0]
+
+
+def open_source(path: str, *, encoding: str = 'utf-8') -> Source:
+  """All splits of a folder, file or hub data set (see the module's docstring for the spellings of `path`)."""
+  scheme, _, rest = path.partition(':')
+  if scheme in _HUBS:
+    return _hub(scheme, rest)
+  place = _in_package(rest) if scheme == 'package' else _existing(path)
+  files = _split_files(place) if place.is_dir() else {'all': place}
+  parts = {split: _read(file, encoding, name=split) for split, file in files.items()}
+  known = ''.join(f'{split} {digest}\n' for split, (_, digest) in sorted(parts.items()))
+  return Source({split: rows for split, (rows, _) in parts.items()}, {}, hashlib.sha256(known.encode()).hexdigest())
+
+
+def _existing(path: str) -> Path:
+  if not path.strip():
+    raise InputError('data.path is empty\nGive --config.data.path= a folder, a file, or a tfds:, hf: or package: name')
+  place = missing = Path(os.path.expanduser(path))
+  if place.exists():
+    return place
+  if re.match(r'[A-Za-z]\w+:', path):
+    raise InputError(f'{path}: no such file, and the only prefixes are tfds:, hf: and package:')
+  while not missing.parent.exists():
+    missing = missing.parent
+  siblings = sorted(f.name for f in missing.parent.iterdir()) if missing.parent.is_dir() else []
+  raise InputError(
+    f'{place}: no such file or folder{did_you_mean(missing.name, siblings)}\n'
+    f'{missing.parent} holds:\n{listing(siblings or ["nothing"])}\nCorrect --config.data.path=.'
+  )
+
+
+def _in_package(rest: str) -> Path:
+  name, _, inside = rest.partition('/')
+  spec = importlib.util.find_spec(name) if name.isidentifier() and name != '__main__' else None
+  places = [Path(f) / inside for f in spec.submodule_search_locations or ()] if spec else []  # namespaces have several
+  if not places:
+    raise InputError(f'package:{rest}: no package {name} is installed\nWrite package:NAME/PATH, as in import NAME.')
+  return _existing(str(next((p for p in places if p.exists()), places[0])))
+
+
+def _extension(file: Path) -> tuple[str, str]:
+  """(name without extensions, extension), the extension empty where it is not one that is read."""
+  name = file.name.lower()
+  name = name.removesuffix(next(filter(name.endswith, COMPRESSIONS), ''))
+  known = next((e for e in EXTENSIONS if name.endswith(e)), '')
+  return name.removesuffix(known), known
+
+
+def _split_files(folder: Path) -> dict[str, Path]:
+  found: dict[str, Path] = {}
+  files = sorted(f for f in folder.iterdir() if f.is_file() and not f.name.startswith('.'))
+  for file in files:
+    stem, known = _extension(file)
+    split = SPLITS.get(stem, '') if known else ''
+    if split in found:
+      raise InputError(f'{folder}: {found[split].name} and {file.name} are both the {split} split\nKeep one of them.')
+    if split:
+      found[split] = file
+  if 'train' not in found:
+    raise InputError(
+      f'{folder}: has no train file, but holds:\n{listing([f.name for f in files] or ["nothing"])}\nName the files '
+      f'train.EXT, and validation.EXT and test.EXT where there are such; EXT is one of {_KNOWN}.'
+    )
+  return {split: found[split] for split in ('train', 'validation', 'test') if split in found}
+
+
+def _read(file: Path, encoding: str, *, name: str) -> tuple[Rows, str]:
+  """(rows, hash of the unpacked content and of how it is read)."""
+  _, extension = _extension(file)
+  if not extension:
+    raise InputError(f'{file}: its extension is none of those that are read: {_KNOWN}')
+  parse = {
+    '.jsonl': _jsonl,
+    '.json': _json,
+    '.csv': functools.partial(_table, separator=','),
+    '.tsv': functools.partial(_table, separator='\t'),
+    '.parquet': _parquet,
+  }[extension]
+  data = _bytes(file)
+  if not data.strip():
+    raise InputError(f'{file}: is empty')
+  content = data if extension == '.parquet' else _decode(data, str(file), encoding)
+  rows, at = parse(content, str(file))
+  if not rows:
+    raise InputError(f'{file}: holds no rows')
+  digest = hashlib.sha256(extension.encode() + (data if content is data else content.encode())).hexdigest()
+  return Rows(rows, name, file.name, at, ' row ' if isinstance(at, range) else ':'), digest
+
+
+def _bytes(file: Path) -> bytes:
+  """The content, unpacked."""
+  kind = file.suffix.lower()
+  try:
+    raw = file.read_bytes()
+    if kind == '.zst':
+      import pyarrow as pa
+
+      return pa.CompressedInputStream(pa.BufferReader(raw), 'zstd').read()
+    return {'.gz': gzip.decompress, '.bz2': bz2.decompress, '.xz': lzma.decompress}.get(kind, bytes)(raw)
+  except Exception as e:  # each of these libraries has its own kinds
+    kinds = f' as {kind}' if kind in COMPRESSIONS else ''
+    raise InputError(f'{file}: cannot be read{kinds}: {e}\nA damaged or cut off file has to be fetched again.') from e
+
+
+def _decode(data: bytes, file: str, encoding: str) -> str:
+  """The text without a byte order mark. Raises where the bytes are of another encoding or hold a NUL."""
+  try:
+    text = data.decode(encoding).removeprefix('\ufeff')
+  except LookupError as e:
+    raise InputError(f'--config.data.encoding={encoding}: {e}\nUsual ones: utf-8, utf-16, latin-1, gb18030.') from e
+  except UnicodeDecodeError as e:
+    marked = data.startswith((b'\xff\xfe', b'\xfe\xff'))
+    guess = 'utf-16' if marked else 'latin-1' if encoding.lower() in ('utf-8', 'utf8') else 'utf-8'
+    raise InputError(
+      f'{file}:{1 + data.count(10, 0, e.start)}: not {encoding} (byte 0x{data[e.start]:02x}: {e.reason})\nThe file may '
+      f'be {guess}: set --config.data.encoding={guess} (Chinese is often gb18030), or save it as utf-8.'
+    ) from e
+  if (nul := text.find('\0')) >= 0:
+    raise InputError(
+      f'{file}:{1 + text.count(chr(10), 0, nul)}: a NUL character stands in the text\n'
+      'Remove it; or, if the file is UTF-16, set --config.data.encoding=utf-16 (utf-16-le without a byte order mark).'
+    )
+  return text
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+  found = dict(pairs)
+  if len(found) < len(pairs):
+    keys = [k for k, _ in pairs]
+    raise ValueError(f'the key "{next(k for k in keys if keys.count(k) > 1)}" stands twice in one object')
+  return found
+
+
+_JSON = json.JSONDecoder(object_pairs_hook=_unique)
+_SUSPECT = re.compile(r'\\u(0000|[dD][89a-fA-F])')  # escapes of NUL and of surrogates, paired or not
+
+
+def _jsonl(text: str, file: str) -> _Parsed:
+  rows, at = [], array.array('q')
+  lines = text.split('\n')  # not splitlines: a text may hold U+2028 and its like
+  for number, line in enumerate(lines, 1):
+    if not line or line.isspace():
+      continue
+    try:
+      row = _JSON.decode(line)
+    except (ValueError, RecursionError) as e:
+      raise _not_json(e, f'{file}:{number}', last=number == len(lines)) from e
+    if type(row) is not dict or _SUSPECT.search(line):
+      _check_row(row, f'{file}:{number}')
+    rows.append(row)
+    at.append(number)
+  return rows, at
+
+
+def _json(text: str, file: str) -> _Parsed:
+  if not text.lstrip().startswith('['):
+    return _jsonl(text, file)
+  try:
+    rows = _JSON.decode(text)
+  except (ValueError, RecursionError) as e:
+    raise _not_json(e, f'{file}:{getattr(e, "lineno", 1)}', last=True) from e
+  for number, row in enumerate(rows, 1):
+    _check_row(row, f'{file} row {number}')
+  return rows, range(1, len(rows) + 1)
+
+
+def _not_json(e: Exception, where: str, *, last: bool) -> InputError:
+  if not isinstance(e, json.JSONDecodeError):
+    return InputError(f'{where}: {e}\nCorrect the line.')
+  cut = last and (e.msg.startswith('Unterminated') or e.pos >= len(e.doc.rstrip()))
+  whole = 'Each line must hold one whole JSON object (a list of objects is read from a file named .json).'
+  todo = 'The last line is cut off (a broken download, a full disk): fetch or write the file again.' if cut else whole
+  near = e.doc[max(0, e.pos - 30) : e.pos + 30].strip()
+  return InputError(f'{where}: not valid JSON at column {e.colno}: {e.msg}\n  ... {near} ...\n{todo}')
+
+
+def _check_row(row: Any, where: str) -> None:
+  if not isinstance(row, dict):
+    raise InputError(f'{where}: an object {{"column": value, ...}} is needed, not {json.dumps(row)[:60]}')
+  if fault := _unusable(row):
+    raise InputError(f'{where}: {fault} stands in the text\nRemove it.')
+
+
+def _unusable(value: Any) -> str:
+  """What no tokenizer takes, anywhere in a value; empty where there is none."""
+  if isinstance(value, str):
+    found = re.search('[\0\ud800-\udfff]', value)
+    return '' if not found else 'a NUL character' if found[0] == '\0' else f'half a surrogate pair {found[0]!a}'
+  if isinstance(value, dict):
+    value = [*value, *value.values()]
+  return next(filter(None, map(_unusable, value)), '') if isinstance(value, list) else ''
+
+
+def _table(text: str, file: str, *, separator: str) -> _Parsed:
+  rows, at, header = [], array.array('q'), []
+  line = 1  # where the record that is being read begins
+  former = csv.field_size_limit(len(text) + 1)  # a long text is no fault
+  reader = csv.reader(io.StringIO(text, newline=''), delimiter=separator, strict=True)
+  try:
+    for record in reader:
+      if not header:
+        header = record
+        _check_header(header, f'{file}:{line}', separator)
+      elif record:
+        if len(record) != len(header):
+          raise InputError(
+            f'{file}:{line}: {len(record)} fields, but the header has {len(header)}: {", ".join(header)[:200]}\n'
+            'Put double quotes around fields that hold the separator, a quote or a line break.'
+          )
+        if separator == '\t' and reader.line_num > line and any('\t' in f and '\n' in f for f in record):
+          raise csv.Error('it holds tabs and line breaks')  # a quote that was meant as a character swallowed rows
+        rows.append(dict(zip(header, record)))
+        at.append(line)
+      line = reader.line_num + 1
+  except csv.Error as e:
+    raise InputError(
+      f'{file}:{line}: a quoted field of the record that begins here does not end as it should ({e})\n'
+      'Write a double quote inside a field twice, with quotes around the field, or save the data as .jsonl.'
+    ) from e
+  finally:
+    csv.field_size_limit(former)
+  return rows, at
+
+
+def _check_header(names: Sequence[str], where: str, separator: str = '') -> None:
+  if separator and len(names) == 1 and (other := re.search(r'[;\t,|]', names[0])):
+    raise InputError(
+      f'{where}: the columns seem to be separated by {other[0]!r}, not {separator!r}: {names[0][:80]}\n'
+      'Save the file with commas as .csv or with tabs as .tsv.'
+    )
+  if twice := sorted({n for n in names if names.count(n) > 1}):
+    raise InputError(f'{where}: column names stand twice:\n{listing(twice)}\nRename or remove one of each.')
+
+
+def _parquet(data: bytes, file: str) -> _Parsed:
+  import pyarrow as pa
+  import pyarrow.parquet as pq
+
+  try:
+    table = pq.ParquetFile(pa.BufferReader(data))
+    _check_header(table.schema_arrow.names, file)
+    rows = table.read().to_pylist()
+  except (pa.ArrowException, OSError, UnicodeDecodeError) as e:
+    raise InputError(f'{file}: cannot be read as parquet: {str(e)[:200]}\nFetch or write the file again.') from e
+  for number, row in enumerate(rows, 1):
+    _check_row(row, f'{file} row {number}')
+  return rows, range(1, len(rows) + 1)
+
+
+def _tfds(name: str) -> tuple[str, Mapping[str, Any], Mapping[str, Any], type]:
+  import tensorflow_datasets as tfds
+
+  with contextlib.suppress(ImportError):  # without TensorFlow, TFDS stops registering before it comes to these
+    importlib.import_module('tensorflow_datasets.text')
+  try:
+    info = tfds.builder(name).info
+  except tfds.core.DatasetNotFoundError as e:
+    near = did_you_mean(re.split('[/:]', name)[0], tfds.list_builders(with_community_datasets=False))
+    raise ValueError(f'TFDS has no such data set{near}') from e
+  return info.full_name, tfds.data_source(name), info.features, tfds.features.ClassLabel
+
+
+def _hugging_face(name: str) -> tuple[str, Mapping[str, Any], Mapping[str, Any], type]:
+  import datasets
+
+  name, _, config = name.partition(':')
+  parts = datasets.load_dataset(name, config or None)
+  first = next(iter(parts.values()))
+  return str(first.info.version), parts, first.features, datasets.ClassLabel
+
+
+def _hub(scheme: str, name: str) -> Source:
+  path, splits = f'{scheme}:{name}', {}
+  try:
+    version, parts, features, kind = _tfds(name) if scheme == 'tfds' else _hugging_face(name)
+    inner = {column: getattr(f, 'feature', f) for column, f in features.items()}  # also of sequences of labels
+    labels = {column: list(f.names) for column, f in inner.items() if isinstance(f, kind)}
+    for split, examples in sorted(parts.items()):
+      rows = [{c: _plain(v, labels.get(c)) for c, v in example.items()} for example in examples]
+      known = split if SPLITS.get(split) in parts else SPLITS.get(split, split)
+      splits[known] = Rows(rows, known, f'{path} {split}', range(1, len(rows) + 1), ' row ')
+  except ModuleNotFoundError as e:
+    package = "'ftlib[hf]'" if scheme == 'hf' else e.name
+    raise InputError(f'{path}: needs the library {e.name}\nRun pip install {package}.') from e
+  except Exception as e:  # whatever the hub's library, its builders or the network raise
+    raise InputError(f'{path}: {" ".join(str(e).split())[:400] or type(e).__name__}\n{_HUBS[scheme]}') from e
+  sampled = {split: [len(rows), rows.rows[:: max(1, len(rows) // _SAMPLED)]] for split, rows in splits.items()}
+  known = json.dumps([path, version, sampled], sort_keys=True, default=repr)
+  return Source(splits, labels, hashlib.sha256(known.encode()).hexdigest())
+
+
+def _plain(value: Any, names: list[str] | None) -> Any:
+  """Python values of what a hub gives: text for bytes, the class name for its number, None for a hidden label."""
+  if hasattr(value, 'tolist'):  # numpy arrays and scalars
+    value = value.tolist()
+  if isinstance(value, bytes):
+    return value.decode()
+  if isinstance(value, list):
+    return [_plain(v, names) for v in value]
+  if isinstance(value, dict):
+    return {k: _plain(v, None) for k, v in value.items()}
+  if names is None or value is None:
+    return value
+  return names[value] if value >= 0 else None

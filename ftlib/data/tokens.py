@@ -1,0 +1,104 @@
+"""Text to token ids, with nothing of a tokenizer file's own padding and truncation left on.
+
+Rows are kept ragged (`Tokens`): one array of ids and one of offsets.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import pathlib
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from ftlib.base.errors import InputError
+
+_CHUNK = 1024
+
+
+@dataclasses.dataclass(frozen=True)
+class Tokens:
+  """N tokenised rows. `ids`, `types` int32 [T] over all rows; row i is `offsets[i]:offsets[i + 1]`."""
+
+  ids: np.ndarray
+  types: np.ndarray
+  offsets: np.ndarray
+  truncated: int = 0  # rows that were longer than the limit
+
+  def __len__(self) -> int:
+    return len(self.offsets) - 1
+
+  @property
+  def lengths(self) -> np.ndarray:
+    """Tokens of each row, int64 [N]."""
+    return np.diff(self.offsets)
+
+
+def load(folder: pathlib.Path) -> Any:
+  """The fast tokenizer of a model folder."""
+  import os
+
+  os.environ.setdefault('TOKENIZERS_PARALLELISM', 'true')
+  os.environ.setdefault('TRANSFORMERS_NO_ADVISORY_WARNINGS', '1')
+  import transformers
+
+  transformers.logging.set_verbosity_error()
+  try:
+    tokenizer = transformers.AutoTokenizer.from_pretrained(str(folder), trust_remote_code=False)
+  except Exception as e:  # transformers raises many kinds here: OSError, ValueError, KeyError, tokenizers' own
+    first = str(e).strip().splitlines()[0] if str(e).strip() else type(e).__name__
+    raise InputError(f'{folder}: the tokenizer cannot be loaded: {first}') from e
+  if not getattr(tokenizer, 'is_fast', False):
+    raise InputError(f'{folder}: only fast tokenizers (tokenizer.json, vocab.txt) are supported')
+  if tokenizer.pad_token_id is None:
+    raise InputError(f'{folder}: the tokenizer has no padding token')
+  tokenizer.backend_tokenizer.no_truncation()  # some files (all-MiniLM-L6-v2's) have both switched on
+  tokenizer.backend_tokenizer.no_padding()
+  return tokenizer
+
+
+def encode(tokenizer: Any, texts: Sequence[str], pairs: Sequence[str] | None, *, limit: int) -> Tokens:
+  """Tokenised rows with the model's special tokens, each cut to `limit` tokens (the longer text of a pair first).
+
+  The name of a special token inside a text ('[SEP]') is text, and does not become that token.
+  """
+  ids, types, truncated = [], [], 0
+  for start in range(0, len(texts), _CHUNK):
+    a = list(texts[start : start + _CHUNK])
+    b = None if pairs is None else list(pairs[start : start + _CHUNK])
+    rows = _call(tokenizer, a, b)
+    long = [i for i, r in enumerate(rows['input_ids']) if len(r) > limit]
+    if long:
+      cut = _call(
+        tokenizer,
+        [a[i] for i in long],
+        None if b is None else [b[i] for i in long],
+        truncation='longest_first',
+        max_length=limit,
+      )
+      for j, i in enumerate(long):
+        for key in rows:
+          rows[key][i] = cut[key][j]
+      truncated += len(long)
+    ids += rows['input_ids']
+    types += rows.get('token_type_ids') or [[0] * len(r) for r in rows['input_ids']]
+  offsets = np.concatenate([[0], np.cumsum([len(r) for r in ids])]).astype(np.int64)
+  flat = lambda rows: np.fromiter((t for r in rows for t in r), np.int32, int(offsets[-1]))  # noqa: E731
+  return Tokens(flat(ids), flat(types), offsets, truncated)
+
+
+def _call(tokenizer: Any, a: list[str], b: list[str] | None, **options: Any) -> dict[str, list[list[int]]]:
+  out = tokenizer(a, b, return_attention_mask=False, split_special_tokens=True, **options)
+  return {k: list(v) for k, v in out.items() if k in ('input_ids', 'token_type_ids')}
+
+
+def check_ids(tokens: Tokens, *, vocab: int, types: int, where: str) -> None:
+  """Every id within the embedding tables, or an `InputError`: on the device JAX would clamp it without a word."""
+  if len(tokens.ids) and int(tokens.ids.max()) >= vocab:
+    raise InputError(
+      f'{where}: the tokenizer gives token id {int(tokens.ids.max())}, the model has {vocab} embeddings; '
+      'the tokenizer belongs to another model'
+    )
+  if types and len(tokens.types) and int(tokens.types.max()) >= types:
+    raise InputError(f'{where}: the tokenizer gives token type {int(tokens.types.max())}, the model has {types} types')

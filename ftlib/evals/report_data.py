@@ -1,0 +1,253 @@
+"""Reads a run folder for the report, leniently: what is missing or broken becomes empty and a note, never an error.
+
+Shapes: N examples whose prediction can be judged, C classes.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import pathlib
+import re
+from collections.abc import Iterator, Mapping, Sequence
+
+import numpy as np
+
+_ILLEGAL = re.compile(r'[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff\ufffe\uffff]')
+_LABELS = {
+  'accuracy': 'Accuracy',
+  'precision': 'Precision',
+  'precision_macro': 'Precision (macro)',
+  'precision_micro': 'Precision (micro)',
+  'recall': 'Recall',
+  'recall_macro': 'Recall (macro)',
+  'recall_micro': 'Recall (micro)',
+  'f1': 'F1',
+  'f1_macro': 'F1 (macro)',
+  'f1_micro': 'F1 (micro)',
+  'f1_weighted': 'F1 (weighted)',
+  'mcc': 'Matthews correlation',
+  'roc_auc': 'ROC AUC',
+  'average_precision': 'Average precision',
+  'log_loss': 'Log loss',
+  'loss': 'Loss',
+  'perplexity': 'Perplexity',
+  'exact_match': 'Exact match',
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Judged:
+  """Predictions of a classifier that name a known class and hold C finite probabilities.
+
+  `rows` are the N rows as read; row i has true class `labels_N[i]`, predicted class `predictions_N[i]` and
+  `probabilities_NC[i]`.
+  """
+
+  rows: list[dict]
+  labels_N: np.ndarray
+  predictions_N: np.ndarray
+  probabilities_NC: np.ndarray
+
+  @property
+  def confidence_N(self) -> np.ndarray:
+    """Probability of the predicted class."""
+    return self.probabilities_NC[np.arange(len(self.rows)), self.predictions_N]
+
+  @property
+  def correct_N(self) -> np.ndarray:
+    return self.predictions_N == self.labels_N
+
+
+@dataclasses.dataclass(frozen=True)
+class Split:
+  """One evaluated split: `eval/<name>.json` and `eval/<name>_predictions.jsonl`.
+
+  `rows` are all predictions, whatever the task; `judged` is None without those of a classifier.
+  """
+
+  name: str
+  metrics: dict
+  n: int | None
+  checkpoint: object
+  classes: list[str]
+  rows: list[dict]
+  judged: Judged | None
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+  """A run folder in memory. `history` is {split: rows of metrics.jsonl sorted by step, one for each step}."""
+
+  name: str
+  config: dict
+  env: dict
+  summary: dict
+  history: dict[str, list[dict]]
+  splits: list[Split]
+  modified: float | None
+  notes: list[str]
+
+
+def read(workdir: pathlib.Path) -> Run:
+  """Everything the report shows of `workdir`, which may be empty."""
+  notes: list[str] = []
+  config, env, summary = (_object(workdir / f'{name}.json', notes) for name in ('config', 'env', 'summary'))
+  log = workdir / 'metrics.jsonl'
+  stamps = [p.stat().st_mtime for p in (log, workdir / 'summary.json', workdir / 'config.json') if p.exists()]
+  return Run(
+    name=str(first(config, 'name', 'run.name', 'run_name') or workdir.resolve().name),
+    config=config,
+    env=env,
+    summary=summary,
+    history=_history(_rows(log, notes)),
+    splits=_splits(workdir / 'eval', notes),
+    modified=stamps[0] if stamps else None,
+    notes=notes,
+  )
+
+
+def number(value: object) -> float | None:
+  """`value` as a finite float, else None; True is no number."""
+  if isinstance(value, bool) or not isinstance(value, (int, float)):
+    return None
+  try:
+    return float(value) if math.isfinite(value) else None
+  except OverflowError:  # an integer beyond the range of floats
+    return None
+
+
+def first(tree: Mapping, *paths: str) -> object:
+  """The first of the dotted `paths` that leads to something other than a dict, None or ''; else None."""
+  for path in paths:
+    node: object = tree
+    for part in path.split('.'):
+      node = node.get(part) if isinstance(node, Mapping) else None
+    if not isinstance(node, Mapping) and node not in (None, ''):
+      return node
+  return None
+
+
+def clean(value: object) -> str:
+  """`value` as text without what HTML, XML or UTF-8 cannot hold: control characters and lone surrogates."""
+  return _ILLEGAL.sub('\N{REPLACEMENT CHARACTER}', str(value))
+
+
+def series(rows: Sequence[Mapping], key: str) -> tuple[np.ndarray, np.ndarray]:
+  """Steps and values of `key`, both float [n], of the rows in which it is a finite number."""
+  pairs = [(row['step'], number(row.get(key))) for row in rows]
+  pairs = [pair for pair in pairs if pair[1] is not None]
+  steps_values = np.array(pairs, float).reshape(-1, 2)
+  return steps_values[:, 0], steps_values[:, 1]
+
+
+def label(key: str) -> str:
+  """A metric's name as people write it."""
+  return _LABELS.get(key) or str(key).replace('_', ' ')
+
+
+def _object(path: pathlib.Path, notes: list[str]) -> dict:
+  try:
+    value = json.loads(path.read_text(encoding='utf-8'))
+  except FileNotFoundError:
+    return {}
+  except (OSError, ValueError, RecursionError):
+    value = None
+  if not isinstance(value, dict):
+    notes.append(f'{path.name} is not a readable JSON object; left out.')
+    return {}
+  return value
+
+
+def _rows(path: pathlib.Path, notes: list[str]) -> Iterator[dict]:
+  """The JSON objects of a .jsonl file, one a line. A cut last line is what a kill leaves, so it goes unmentioned."""
+  try:
+    lines = path.read_text(encoding='utf-8', errors='replace').split('\n')
+  except FileNotFoundError:
+    return
+  except OSError:
+    notes.append(f'{path.name} could not be read; left out.')
+    return
+  bad = 0
+  for i, line in enumerate(lines):
+    if not line.strip():
+      continue
+    try:
+      row = json.loads(line)
+    except (ValueError, RecursionError):
+      row = None
+    if isinstance(row, dict):
+      yield row
+    elif i < len(lines) - 1:  # a whole line ends in a newline, so the last element of `lines` is '' or cut
+      bad += 1
+  if bad:
+    notes.append(f'{path.name}: {bad} unreadable lines left out.')
+
+
+def _history(rows: Iterator[dict]) -> dict[str, list[dict]]:
+  """Rows by split and step. A resumed run writes some steps twice: the later row is the one that counts."""
+  table: dict[str, dict[float, dict]] = {}
+  for row in rows:
+    step = number(row.get('step'))
+    if step is not None:
+      table.setdefault(str(row.get('split', 'train')), {})[step] = row
+  return {split: [by_step[step] for step in sorted(by_step)] for split, by_step in table.items()}
+
+
+def _splits(folder: pathlib.Path, notes: list[str]) -> list[Split]:
+  """The test split first, as the number that nobody tuned on; then validation, then the others by name."""
+  suffix = '_predictions.jsonl'
+  names = {p.stem for p in folder.glob('*.json')} | {p.name.removesuffix(suffix) for p in folder.glob(f'*{suffix}')}
+  order = {'test': 0, 'validation': 1}
+  return [_split(folder, name, suffix, notes) for name in sorted(names, key=lambda n: (order.get(n, 2), n))]
+
+
+def _split(folder: pathlib.Path, name: str, suffix: str, notes: list[str]) -> Split:
+  record = _object(folder / f'{name}.json', notes)
+  rows = list(_rows(folder / f'{name}{suffix}', notes))
+  metrics = record['metrics'] if isinstance(record.get('metrics'), dict) else {}
+  per_class = metrics.get('per_class')
+  labels = record.get('labels')
+  if not isinstance(labels, list):
+    labels = list(per_class) if isinstance(per_class, dict) else []
+  classes = [str(label) for label in labels]
+  n = number(record.get('n'))
+  return Split(
+    name=name,
+    metrics=metrics,
+    n=int(n) if n is not None else (len(rows) or None),
+    checkpoint=record.get('checkpoint'),
+    classes=classes,
+    rows=rows,
+    judged=_judged(rows, classes),
+  )
+
+
+def _judged(rows: list[dict], classes: list[str]) -> Judged | None:
+  """The rows that name a class, by its name or else by its index, and hold a probability for each class."""
+  index = {name: c for c, name in enumerate(classes)}
+
+  def class_of(value: object) -> int | None:
+    if str(value) in index:
+      return index[str(value)]
+    is_index = isinstance(value, int) and not isinstance(value, bool) and 0 <= value < len(classes)
+    return value if is_index else None
+
+  kept, labels, predictions, probabilities = [], [], [], []
+  for row in rows:
+    values = row.get('probabilities')
+    if not isinstance(values, list) or len(values) != len(classes) or len(classes) < 2:
+      continue
+    values = [number(v) for v in values]
+    label = class_of(row.get('label'))
+    if label is None or None in values:
+      continue
+    prediction = class_of(row.get('prediction'))
+    kept.append(row)
+    labels.append(label)
+    predictions.append(values.index(max(values)) if prediction is None else prediction)
+    probabilities.append(values)
+  if not kept:
+    return None
+  return Judged(kept, np.array(labels), np.array(predictions), np.array(probabilities))

@@ -1,0 +1,200 @@
+"""The report's section on one evaluated split: metrics, charts, and the examples that explain them.
+
+Shapes: N examples, C classes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+import numpy as np
+
+from ftlib.evals import metrics, plots_classes
+from ftlib.evals import report_format as fmt
+from ftlib.evals.report_data import Judged, Split, label, number
+from ftlib.evals.report_page import bar, block, details, example_table, figure, grid, section, stack, table, text, word
+
+LONG = 420  # characters of an example's text; the rest is in the predictions file
+WORST, BEST = 12, 6  # examples shown of the mistakes, and of each other kind
+
+
+def render(split: Split, *, slug: str) -> str:
+  """The section as HTML; `slug` sets its ids apart from other splits'."""
+  facts = [f'{fmt.integer(split.n)} examples' if split.n else '']
+  facts.append(f'checkpoint of step {split.checkpoint}' if split.checkpoint is not None else '')
+  confusion_CC = confusion(split)
+  C = len(split.classes)
+  many = C > plots_classes.FEW
+  # A long table scrolls in its box, so that the charts stay near.
+  kind, note = (
+    ('wide classes long', f'Scroll for all {C} classes.') if C > plots_classes.NUMBERED else ('wide classes', '')
+  )
+  by_class = block('By class', _class_table(split), kind=kind if many else '', note=note)
+  matrix, mixed, counts = '', '', ''
+  if confusion_CC is not None:
+    chart = plots_classes.confusion(confusion_CC, split.classes, slug=slug)
+    matrix = figure(chart, kind='wide large' if many else '')
+    if many:
+      mixed = block('Most frequent confusions', _mixed_up(confusion_CC, split.classes))
+    if plots_classes.FEW < C <= 50:  # the table grows with the square, and the page with it
+      counts = details('All counts, with percent of the true class', _all_counts(confusion_CC, split.classes))
+  return section(
+    f'Results on {split.name}',
+    # Of a few classes, table and matrix together are as high as the metrics; of many, each takes the page's width.
+    grid(
+      block('Metrics', _metric_table(split), note=_micro_note(split)),
+      *((mixed, by_class, matrix) if many else [stack(by_class, matrix)]),
+      *_charts(split, slug),
+    ),
+    counts,
+    _examples(split) if split.judged else _samples(split),
+    anchor=f'{slug}-results',
+    lead=', '.join(fact for fact in facts if fact),
+  )
+
+
+def scalars(split: Split) -> dict[str, float]:
+  """The split's metrics that are one finite number."""
+  return {key: value for key, value in metrics.flat(split.metrics).items() if number(value) is not None}
+
+
+def confusion(split: Split) -> np.ndarray | None:
+  """The counts [C, C] of eval/<split>.json, else of its predictions; None for what is no classifier's result."""
+  C, judged = len(split.classes), split.judged
+  rows = split.metrics.get('confusion')
+  square = isinstance(rows, list) and len(rows) == C and all(isinstance(r, list) and len(r) == C for r in rows)
+  if C >= 2 and square and all(number(count) is not None and count >= 0 for row in rows for count in row):
+    return np.array(rows, int)
+  if judged is None:
+    return None
+  return np.bincount(judged.labels_N * C + judged.predictions_N, minlength=C * C).reshape(C, C)
+
+
+def _charts(split: Split, slug: str) -> list[str]:
+  if split.judged is None:
+    return []
+  return [
+    figure(plots_classes.roc(split.judged, split.classes, slug=slug)),
+    figure(plots_classes.precision_recall(split.judged, split.classes, slug=slug)),
+    figure(plots_classes.calibration(split.judged, slug=slug)),
+    figure(plots_classes.confidence(split.judged, slug=slug)),
+  ]
+
+
+def _metric_table(split: Split) -> str:
+  values = scalars(split)
+  redundant = _MICRO if _micro_note(split) else set()
+  rows = []
+  for key, value in split.metrics.items():
+    if key in values and key not in redundant:
+      spread = fmt.interval(values[key], split.n) if key == 'accuracy' else ''
+      aside = f'<span class="aside">{text(spread)}</span>' if spread else ''
+      # What is not averaged over classes is that of the positive one; which that is, the reader cannot guess.
+      of = f' ({split.classes[1]})' if key in ('precision', 'recall', 'f1') and len(split.classes) == 2 else ''
+      rows.append((text(label(key) + of) + aside, fmt.decimal(values[key])))
+    elif value is None:
+      rows.append((text(label(key)), '<span class="aside">not defined</span>'))
+  return table(('Metric', 'Value'), rows)
+
+
+_MICRO = {'precision_micro', 'recall_micro', 'f1_micro'}
+
+
+def _micro_note(split: Split) -> str:
+  """Says in one line what three rows would repeat: with one label an example, micro averages are the accuracy."""
+  values = scalars(split)
+  same = 'accuracy' in values and all(values.get(key) == values['accuracy'] for key in _MICRO)
+  return 'Precision, recall and F1 averaged over examples (micro) equal the accuracy.' if same else ''
+
+
+def _class_table(split: Split) -> str:
+  per_class = split.metrics.get('per_class')
+  rows = []
+  for name, one in per_class.items() if isinstance(per_class, Mapping) else ():
+    if isinstance(one, Mapping):
+      support = number(one.get('support'))
+      f1, *shares = (number(one.get(key)) for key in ('f1', 'precision', 'recall', 'roc_auc'))
+      cells = ['–' if share is None else f'{share:.3f}' for share in shares]
+      cells.append('–' if support is None else fmt.integer(support))
+      rows.append((word(name), '–' if f1 is None else bar(f1), *cells))
+  return table(('Class', 'F1', 'Precision', 'Recall', 'ROC AUC', 'Support'), rows)
+
+
+def _mixed_up(confusion_CC: np.ndarray, classes: list[str]) -> str:
+  """The class pairs with most errors, at most ten."""
+  wrong_CC = confusion_CC * (1 - np.eye(len(classes), dtype=int))
+  share_CC = plots_classes.row_share(confusion_CC)
+  order = np.argsort(-wrong_CC, axis=None, kind='stable')[:10]
+  pairs = [divmod(int(k), len(classes)) for k in order]
+  rows = [
+    (word(classes[i]), word(classes[j]), fmt.integer(wrong_CC[i, j]), fmt.percent(share_CC[i, j]))
+    for i, j in pairs
+    if wrong_CC[i, j]
+  ]
+  return table(('True', 'Predicted', 'Count', 'Of true'), rows, kind='pairs')
+
+
+def _all_counts(confusion_CC: np.ndarray, classes: list[str]) -> str:
+  share_CC = plots_classes.row_share(confusion_CC)
+
+  def cell(i: int, j: int) -> str:
+    count = int(confusion_CC[i, j])
+    if not count:
+      return '<span class="zero">·</span>'
+    said = f'{count} ({100 * share_CC[i, j]:.0f}%)'
+    return f'<span class="hit">{said}</span>' if i == j else said
+
+  every = range(len(classes))
+  return table(
+    ('true \\ predicted', *classes), [(text(classes[i]), *(cell(i, j) for j in every)) for i in every], kind='counts'
+  )
+
+
+def _examples(split: Split) -> str:
+  """Worst mistakes, least certain, most certain: tables of judged examples."""
+  judged = split.judged
+  confidence_N, correct_N = judged.confidence_N, judged.correct_N
+  ordered_NC = np.sort(judged.probabilities_NC, axis=1)
+  margin_N = ordered_NC[:, -1] - ordered_NC[:, -2]
+  wrong, right = np.flatnonzero(~correct_N), np.flatnonzero(correct_N)
+  worst = wrong[np.argsort(-confidence_N[wrong], kind='stable')][:WORST]
+  surest = right[np.argsort(-confidence_N[right], kind='stable')][:BEST]
+  doubtful = np.argsort(margin_N, kind='stable')[:BEST]
+  said = (
+    f'{fmt.integer(len(wrong))} of {fmt.integer(len(judged.rows))} predictions are wrong; these are the surest of them.'
+  )
+  return grid(
+    block('Worst mistakes', _judged_table(judged, split.classes, worst), note=said, kind='wide'),
+    block('Least certain', _judged_table(judged, split.classes, doubtful), kind='wide'),
+    block('Most confident and right', _judged_table(judged, split.classes, surest), kind='wide'),
+  )
+
+
+def _judged_table(judged: Judged, classes: list[str], indices: Iterable[int]) -> str:
+  head = ('Text', 'True', 'Predicted', 'p(predicted)', 'p(true)')
+  rows = []
+  for i in indices:
+    true, predicted = judged.labels_N[i], judged.predictions_N[i]
+    verdict = 'right' if true == predicted else 'wrong'
+    p_predicted, p_true = judged.probabilities_NC[i, predicted], judged.probabilities_NC[i, true]
+    name = f'<span class="{verdict}">{word(classes[predicted])}</span>'
+    rows.append((_shown(judged.rows[i]), word(classes[true]), name, f'{p_predicted:.3f}', f'{p_true:.3f}'))
+  return example_table(head, rows)
+
+
+def _samples(split: Split) -> str:
+  """The first predictions of a task that has no classes."""
+  rows = [(_shown(row), _cut(row.get('label')), _cut(row.get('prediction'))) for row in split.rows[:WORST]]
+  note = f'The first {len(rows)} of {fmt.integer(len(split.rows))}.'
+  return block('Predictions', example_table(('Text', 'Reference', 'Prediction'), rows), note=note)
+
+
+def _shown(row: Mapping) -> str:
+  pair = f'<span class="pair" dir="auto">{_cut(row["pair"])}</span>' if row.get('pair') is not None else ''
+  identity = f'<span class="id">{_cut(row["id"])}</span>' if row.get('id') is not None else ''
+  return f'<span dir="auto">{_cut(row.get("text", ""))}</span>{pair}{identity}'
+
+
+def _cut(value: object) -> str:
+  value = fmt.plain(value) if value is not None else '–'
+  return text(value if len(value) <= LONG else value[: LONG - 1].rstrip() + '…')

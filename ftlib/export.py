@@ -1,0 +1,103 @@
+"""A trained run as a Hugging Face folder: python -m ftlib.export --workdir=runs/quickstart --output=DIR
+
+Adapters are merged into the base; the folder (weights, `config.json` with the label list, tokenizer) is what
+transformers loads with no missing and no unexpected key. It is read back and its logits compared with the run's before
+the export is called done.
+"""
+
+from __future__ import annotations
+
+import pathlib
+import shutil
+import sys
+from typing import Any
+
+from ftlib import cli
+
+import jax  # isort: skip - cli sets the environment first
+import numpy as np  # isort: skip
+
+from ftlib import folder, judge
+from ftlib import run as runs
+from ftlib.base import trees
+from ftlib.base.errors import InputError
+from ftlib.base.types import Params
+from ftlib.io import hf
+from ftlib.models import stack
+from ftlib.models.model import Model
+from ftlib.run import Run
+
+_TOKENIZER = ('tokenizer*', 'vocab*', 'merges.txt', 'special_tokens_map.json', 'added_tokens.json', '*.model')
+_TOLERANCE = 1e-4
+
+
+def export(workdir: pathlib.Path, output: pathlib.Path, *, checkpoint: str = 'best') -> float:
+  """Writes the folder; gives the largest difference between its logits and the run's on some rows.
+
+  Raises `InputError` where `output` is not empty, and `RuntimeError` where the logits differ by more than 1e-4.
+  """
+  if output.exists() and any(output.iterdir()):
+    raise InputError(f'--output={output} is not empty; nothing is overwritten')
+  config, labels = folder.stored(workdir)
+  run = runs.build(config, labels=labels, split='validation')
+  trainable, frozen, _ = judge.restored(run, workdir, checkpoint)
+  params = stack.unstack(trees.join(trainable, frozen))
+  merged = run.method.merge(params)
+  plain = run.base.family.build(run.method.model.config, head=run.task.head)
+  write(plain, merged, run, output)
+  difference = _difference(run, params, plain, output)
+  if difference > _TOLERANCE:
+    raise RuntimeError(f'{output}: logits differ from the run by {difference:.1e}, more than {_TOLERANCE:.0e}')
+  return difference
+
+
+def write(model: Model, params: Params, run: Run, output: pathlib.Path) -> None:
+  """Weights, config and tokenizer of a merged model."""
+  flat = trees.flatten(params)
+  tensors = {hf_name: np.asarray(model.to_hf(n, jax.device_get(flat[n]))) for n, hf_name in model.hf_names().items()}
+  hf.save(output, tensors, {**run.base.values, **_head_config(run)})
+  for pattern in _TOKENIZER:
+    for path in run.base.folder.glob(pattern):
+      shutil.copy(path, output / path.name)
+
+
+def _head_config(run: Run) -> dict[str, Any]:
+  names = {str(i): str(l) for i, l in enumerate(run.task.labels)}
+  return {
+    'architectures': [run.base.family.MODEL_TYPES[run.base.values['model_type']]],
+    'id2label': names,
+    'label2id': {v: int(k) for k, v in names.items()},
+    'num_labels': len(names),
+    'problem_type': 'single_label_classification',
+    'ftlib_pooling': run.task.head.pooling,
+    'dtype': 'float32',
+  }
+
+
+def _difference(run: Run, params: Params, plain: Model, output: pathlib.Path) -> float:
+  weights = hf.Weights(output)
+  match = hf.match(weights, plain.hf_names(), plain.hf_shapes(), prefix=run.base.family.PREFIX)
+  back = trees.unflatten({n: np.asarray(plain.from_hf(n, weights.read(k))) for n, k in match.pairs.items()})
+  _, batch = next(iter(run.eval_batches('validation')))
+  ours = jax.jit(run.method.model.apply)(params, batch).logits
+  theirs = jax.jit(plain.apply)(back, batch).logits
+  return float(abs(ours - theirs).max())
+
+
+def main() -> None:
+  from absl import flags
+
+  workdir, output = flags.FLAGS.workdir, flags.FLAGS.output
+  if not workdir or not output:
+    raise InputError('give --workdir=RUN_FOLDER and --output=NEW_FOLDER')
+  difference = export(pathlib.Path(workdir), pathlib.Path(output), checkpoint=flags.FLAGS.checkpoint)
+  print(f'{output}: read back, logits within {difference:.1e} of the run')
+
+
+if __name__ == '__main__':
+  from absl import flags
+
+  flags.DEFINE_string('workdir', None, 'the folder that train.py wrote')
+  flags.DEFINE_string('output', None, 'the folder to make')
+  flags.DEFINE_string('checkpoint', 'best', 'best, last, or the number of a step')
+  sys.exit(cli.run(main))

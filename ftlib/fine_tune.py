@@ -1,0 +1,126 @@
+"""train.py's work: build the run, claim the folder, restore or start, train, evaluate the best, report."""
+
+from __future__ import annotations
+
+import pathlib
+import time
+from typing import Any
+
+import numpy as np
+
+from ftlib import folder, judge, show
+from ftlib import run as runs
+from ftlib.base.errors import InputError, did_you_mean
+from ftlib.data import batches
+from ftlib.evals import report
+from ftlib.io import workdir as files
+from ftlib.io.checkpoint import Checkpoints
+from ftlib.io.logs import Log
+from ftlib.run import Run
+from ftlib.train import loop, state
+
+
+def run(config: Any, workdir: str | None) -> dict[str, Any]:
+  """Trains by a config in a folder and gives the metrics of the best checkpoint on validation."""
+  if config is None:
+    raise InputError('give a config: --config=configs/quickstart.py')
+  if not workdir:
+    raise InputError('give the folder to write to: --workdir=runs/NAME')
+  where = pathlib.Path(workdir)
+  values = config.to_dict() if hasattr(config, 'to_dict') else dict(config)
+  began = time.perf_counter()
+  built = runs.build(values)
+  plan = _plan(built)
+  if where.exists() and not where.is_dir():
+    raise InputError(f'--workdir={where} is a file')
+  with files.Lock(where):
+    folder.claim(where, values, built)
+    print(show.summary(built, where), flush=True)
+    files.write_json(where / 'env.json', files.environment())
+    with (
+      Checkpoints(
+        where / 'checkpoints',
+        keep_last=built.settings.checkpoint.keep_last,
+        keep_best=built.settings.checkpoint.keep_best,
+        higher_is_better=plan.higher_is_better,
+      ) as checkpoints,
+      Log(where, total=built.steps, every=plan.log_every) as log,
+    ):
+      return _train(built, plan, where, checkpoints, log, began)
+
+
+def _train(
+  built: Run, plan: loop.Plan, where: pathlib.Path, checkpoints: Checkpoints, log: Log, began: float
+) -> dict[str, Any]:
+  trainable, frozen = built.load()
+  now, progress = _resumed(built, trainable, checkpoints, log)
+  done = int(now.step)
+  stream = batches.feed(built.batch, done, built.steps)
+  hooks = loop.Hooks(
+    evaluate=lambda t, f: built.evaluate(t, f, 'validation')[0],
+    learning_rate=lambda i: float(next(iter(built.optimizer.schedules.values()))(i)),
+    name_rows=lambda rows: _named(built, rows),
+  )
+  log.say(f'loaded in {time.perf_counter() - began:.1f} s; the first step of each length compiles')
+  last = loop.fit(
+    plan, now, frozen, progress, step=built.train_step, batches=stream, hooks=hooks, log=log, checkpoints=checkpoints
+  )
+  log.close()
+  step = checkpoints.best() or int(last.step)
+  best = state.restored(checkpoints.restore(state.storable(built.abstract_state), step=step).state)
+  metrics, predictions = built.evaluate(best.trainable, frozen, 'validation')
+  folder.write_evaluation(where, built, 'validation', metrics, predictions, step)
+  speed = progress.tokens / progress.seconds if progress.seconds else None
+  files.write_json(
+    where / 'summary.json',
+    {
+      **show.counts(built),
+      'steps': int(last.step),
+      'tokens_per_second': speed,
+      'compile_seconds': built.train_step.seconds + built.eval_step.seconds,
+      'compiled_shapes': [list(s) for s in built.train_step.shapes],
+      'checkpoint_bytes': checkpoints.size(step),
+      'best_metric': {'name': plan.metric, 'value': progress.best, 'step': progress.best_step},
+    },
+  )
+  print(show.table(f'validation, checkpoint {step}', metrics))
+  print(f'report: {report.write(where)}')
+  return metrics
+
+
+def _resumed(built: Run, trainable: Any, checkpoints: Checkpoints, log: Log) -> tuple[state.TrainState, loop.Progress]:
+  found = checkpoints.restore(state.storable(built.abstract_state))
+  if found is None:
+    log.resume(-1)
+    return built.start(trainable), loop.Progress()
+  log.resume(found.step)
+  log.say(f'resumed at step {found.step} of {built.steps}')
+  return state.restored(found.state), loop.Progress(**found.meta)
+
+
+def _plan(built: Run) -> loop.Plan:
+  s = built.settings
+  every = s.train.eval_every or min(built.steps, built.order.steps_per_epoch)
+  known = judge.metric_names(built)
+  metric = s.checkpoint.metric or built.task.metric
+  if metric not in known:
+    raise InputError(
+      f'checkpoint.metric={metric!r} is no metric of this task{did_you_mean(metric, known)}\n'
+      f'  known: {", ".join(known)}'
+    )
+  return loop.Plan(
+    steps=built.steps,
+    eval_every=every,
+    save_every=s.checkpoint.every or every,
+    log_every=s.train.log_every,
+    patience=s.train.patience,
+    min_delta=s.train.min_delta,
+    metric=metric,
+    higher_is_better=metric not in ('loss', 'log_loss'),
+  )
+
+
+def _named(built: Run, rows: np.ndarray) -> list[str]:
+  train = built.dataset.splits['train']
+  names = [train.where(int(r)) for r in rows]
+  return names[:16] + ([f'... and {len(names) - 16} more'] if len(names) > 16 else [])

@@ -1,0 +1,257 @@
+"""Hugging Face folders: safetensors in, safetensors out. No pickle is ever read.
+
+`resolve` finds a model, `Weights` reads its tensors lazily, `match` pairs them with our names, `save` writes a folder
+that transformers loads with no missing and no unexpected key.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import importlib.util
+import json
+import pathlib
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import safetensors
+import safetensors.numpy
+
+from ftlib.base.errors import InputError, did_you_mean, listing
+
+_FILES = ['*.json', '*.safetensors', '*.txt', '*.model', '*.jinja']
+_BUFFERS = re.compile(r'(^|\.)(position_ids|token_type_ids)$')
+_OTHER_HEADS = re.compile(
+  r'^(cls|lm_head|classifier|pre_classifier|qa_outputs|score|logits_proj|mlm|'
+  r'vocab_(transform|layer_norm|projector)|discriminator_predictions|generator_predictions|generator_lm_head)\.'
+  r'|(^|\.)pooler\.|^lm_head$|^ernie_mlm|^sop_classifier|^seq_relationship'
+)
+_SAMPLE_BYTES = 1 << 28
+
+
+def resolve(pretrained: str) -> pathlib.Path:
+  """The folder of a model: a path, `package:import_name/path` (found, never imported), or a hub id (downloaded)."""
+  if not pretrained:
+    raise InputError('model.pretrained is empty; give a hub id, a folder or package:import_name/path')
+  if pretrained.startswith('package:'):
+    return _package(pretrained)
+  path = pathlib.Path(pretrained).expanduser()
+  if path.is_dir():
+    return path
+  if path.exists():
+    raise InputError(f'model.pretrained={pretrained!r} is a file; give the folder that holds config.json')
+  if pretrained.startswith(('/', './', '../', '~')) or pretrained.count('/') > 1 or '\\' in pretrained:
+    near = did_you_mean(path.name, [p.name for p in path.parent.iterdir()]) if path.parent.is_dir() else ''
+    raise InputError(f'model.pretrained={pretrained!r}: there is no such folder{near}')
+  return _hub(pretrained)
+
+
+def _package(pretrained: str) -> pathlib.Path:
+  name, _, inside = pretrained.removeprefix('package:').partition('/')
+  try:
+    spec = importlib.util.find_spec(name)
+  except (ImportError, ValueError):
+    spec = None
+  if spec is None or not spec.submodule_search_locations:
+    raise InputError(f'model.pretrained={pretrained!r}: no package {name!r} is installed')
+  path = pathlib.Path(next(iter(spec.submodule_search_locations))) / inside
+  if not path.is_dir():
+    there = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
+    raise InputError(f'model.pretrained={pretrained!r}: {path} is no folder{did_you_mean(path.name, there)}')
+  return path
+
+
+def _hub(pretrained: str) -> pathlib.Path:
+  import huggingface_hub
+
+  try:
+    return pathlib.Path(huggingface_hub.snapshot_download(pretrained, allow_patterns=_FILES))
+  except Exception as e:  # the hub client raises many kinds: network, 401, 404, a malformed id
+    first = str(e).strip().splitlines()[0] if str(e).strip() else ''
+    raise InputError(
+      f'model.pretrained={pretrained!r} is no folder here and could not be had from the Hugging Face hub:\n'
+      f'  {type(e).__name__}: {first}'
+    ) from e
+
+
+def read_config(folder: pathlib.Path) -> dict[str, Any]:
+  """The folder's `config.json`."""
+  path = folder / 'config.json'
+  if not path.exists():
+    raise InputError(f'{folder} holds no config.json; is it a Hugging Face model folder?')
+  try:
+    values = json.loads(path.read_text(encoding='utf-8'))
+  except (json.JSONDecodeError, UnicodeDecodeError) as e:
+    raise InputError(f'{path} is not JSON: {e}') from e
+  if not isinstance(values, dict) or not isinstance(values.get('model_type'), str):
+    raise InputError(f'{path} has no "model_type"')
+  return values
+
+
+class Weights:
+  """The tensors of a folder, read on demand: one `model.safetensors`, or shards with an index.
+
+  Raises `InputError` for pickled weights, a missing shard, a truncated or foreign file, and duplicate names.
+  """
+
+  def __init__(self, folder: pathlib.Path):
+    self.folder = folder
+    self.files = _weight_files(folder)
+    self._open: dict[pathlib.Path, Any] = {}
+    self.where: dict[str, pathlib.Path] = {}
+    for path in self.files:
+      try:
+        handle = safetensors.safe_open(path, framework='numpy')
+        keys = list(handle.keys())
+      except (safetensors.SafetensorError, OSError) as e:
+        raise InputError(_bad_file(path, e)) from e
+      self._open[path] = handle
+      for key in keys:
+        if key in self.where:
+          raise InputError(f'{path.name} and {self.where[key].name} both hold the tensor {key}')
+        self.where[key] = path
+
+  def shape(self, key: str) -> tuple[int, ...]:
+    return tuple(self._open[self.where[key]].get_slice(key).get_shape())
+
+  def read(self, key: str) -> np.ndarray:
+    """The tensor in float32 (integers as they are). Raises `InputError` for a NaN or an infinity in it."""
+    try:
+      value = self._open[self.where[key]].get_tensor(key)
+    except (safetensors.SafetensorError, AttributeError, TypeError) as e:
+      raise InputError(f'{self.where[key]}: tensor {key} cannot be read: {e}') from e
+    if value.dtype.kind in 'iub':
+      return value
+    value = value.astype(np.float32)
+    if not np.isfinite(value).all():
+      raise InputError(f'{self.where[key]}: tensor {key} holds NaN or infinity')
+    return value
+
+  def fingerprint(self) -> str:
+    """SHA-256 of the files (of samples of a file above 256 MB), independent of where the folder lies."""
+    h = hashlib.sha256()
+    for path in self.files:
+      size = path.stat().st_size
+      h.update(str(size).encode())
+      with path.open('rb') as f:
+        if size <= _SAMPLE_BYTES:
+          h.update(f.read())
+        else:
+          for offset in range(0, size, size // 256):
+            f.seek(offset)
+            h.update(f.read(1 << 20))
+    return h.hexdigest()
+
+
+def _weight_files(folder: pathlib.Path) -> list[pathlib.Path]:
+  index = folder / 'model.safetensors.index.json'
+  if index.exists():
+    try:
+      names = sorted(set(json.loads(index.read_text(encoding='utf-8'))['weight_map'].values()))
+    except (json.JSONDecodeError, KeyError, AttributeError) as e:
+      raise InputError(f'{index} is no safetensors index: {e!r}') from e
+    bad = [n for n in names if pathlib.PurePath(n).name != n]
+    if bad:
+      raise InputError(f'{index} names files outside its folder: {bad[0]!r}')
+    absent = [n for n in names if not (folder / n).exists()]
+    if absent:
+      raise InputError(f'{index.name} lists shards that are not in {folder}:\n{listing(absent)}')
+    return [folder / n for n in names]
+  if (folder / 'model.safetensors').exists():
+    return [folder / 'model.safetensors']
+  found = sorted(folder.glob('*.safetensors'))
+  if len(found) == 1:
+    return found
+  pickled = sorted(p.name for ext in ('bin', 'pt', 'pth', 'ckpt', 'msgpack', 'h5') for p in folder.glob(f'*.{ext}'))
+  if pickled:
+    raise InputError(
+      f'{folder} holds only {pickled[0]}: pickled weights can run code and are refused. Convert it once with '
+      'transformers: AutoModel.from_pretrained(...).save_pretrained(..., safe_serialization=True)'
+    )
+  raise InputError(f'{folder} holds no model.safetensors and no model.safetensors.index.json')
+
+
+def _bad_file(path: pathlib.Path, error: Exception) -> str:
+  head = path.open('rb').read(64)
+  size = path.stat().st_size
+  if head.startswith(b'version https://git-lfs'):
+    return f'{path} is a git-lfs pointer, not the weights; run `git lfs pull` in its folder'
+  if head[:2] in (b'PK', b'\x80\x02', b'\x80\x04'):
+    return f'{path} is a pickle named .safetensors; pickled weights can run code and are refused'
+  length = int.from_bytes(head[:8], 'little') if len(head) >= 8 else 0
+  if 8 + length > size:
+    return f'{path} is truncated or no safetensors file ({size} bytes): {error}'
+  return f'{path} ({size} bytes) cannot be read as safetensors, it may be truncated: {error}'
+
+
+@dataclasses.dataclass(frozen=True)
+class Match:
+  """`pairs` {our name: tensor name in the files}; `fresh`: ours that the files lack and may; `unused`: theirs."""
+
+  pairs: dict[str, str]
+  fresh: list[str]
+  unused: list[str]
+
+
+def match(weights: Weights, table: Mapping[str, str], shapes: Mapping[str, tuple[int, ...]], *, prefix: str) -> Match:
+  """Pairs our names with a folder's tensors; `table` {our name: Hugging Face name}, `shapes` {our name: HF shape}.
+
+  A base model's tensors may come with or without the `prefix` ('bert.'), and layer norms under their old names gamma
+  and beta. Heads (`head/`, `mlm/`, `pooler/`) may be absent or of another shape: they are then `fresh`. Everything else
+  missing, surplus or of another shape is an `InputError` with both lists.
+  """
+  available: dict[str, str] = {}
+  for key in weights.where:
+    name = re.sub(r'\.beta$', '.bias', re.sub(r'\.gamma$', '.weight', key))
+    available[name] = key
+  wanted = {hf: ours for ours, hf in table.items()}
+  pairs: dict[str, str] = {}
+  surplus = []
+  for name, key in available.items():
+    full = name if name in wanted else _tied(name) if _tied(name) in wanted else prefix + name
+    if full in wanted:
+      pairs.setdefault(wanted[full], key)
+    elif not _BUFFERS.search(name):
+      surplus.append(key)
+  unused = [k for k in surplus if _OTHER_HEADS.search(k.removeprefix(prefix))]
+  surplus = [k for k in surplus if k not in unused]
+  optional = re.compile(r'^(head|mlm|pooler)/')
+  misshapen = []
+  for ours, key in list(pairs.items()):
+    if weights.shape(key) != tuple(shapes[ours]):
+      if ours.startswith('head/'):
+        unused.append(pairs.pop(ours))
+      else:
+        misshapen.append(f'{key} is {list(weights.shape(key))}, wanted {list(shapes[ours])}')
+  absent = [n for n in table if n not in pairs]
+  missing = [table[n] for n in absent if not optional.search(n)]
+  if missing or surplus or misshapen:
+    parts = [f'{weights.folder}: the weights do not fit the model of its config.json']
+    for title, names in (('missing', missing), ('surplus', surplus), ('of another shape', misshapen)):
+      if names:
+        parts.append(f'{len(names)} {title}:\n{listing(sorted(names))}')
+    raise InputError('\n'.join(parts))
+  return Match(pairs, [n for n in absent if optional.search(n)], sorted(unused))
+
+
+def _tied(name: str) -> str:
+  """transformers stores the bias of a tied output layer under either of two names."""
+  return name.replace('decoder.bias', 'bias')
+
+
+def save(folder: pathlib.Path, tensors: Mapping[str, np.ndarray], config: Mapping[str, Any]) -> None:
+  """Writes `model.safetensors` and `config.json`, and reads the tensors back to compare.
+
+  safetensors 0.8 writes arrays that are not C-contiguous wrongly (issue 825), hence the copy and the comparison.
+  """
+  folder.mkdir(parents=True, exist_ok=True)
+  tensors = {k: np.ascontiguousarray(v) for k, v in tensors.items()}
+  path = folder / 'model.safetensors'
+  safetensors.numpy.save_file(tensors, path, metadata={'format': 'pt'})
+  back = safetensors.numpy.load_file(path)
+  wrong = [k for k in tensors if k not in back or not np.array_equal(back[k], tensors[k])]
+  if wrong:
+    raise RuntimeError(f'{path} does not read back as written:\n{listing(wrong)}')
+  (folder / 'config.json').write_text(json.dumps(dict(config), indent=2) + '\n', encoding='utf-8')

@@ -1,0 +1,60 @@
+"""eval.py's work: a stored run, one of its checkpoints, one split."""
+
+from __future__ import annotations
+
+import pathlib
+from typing import Any
+
+import numpy as np
+
+from ftlib import folder, show
+from ftlib import run as runs
+from ftlib.base.errors import InputError
+from ftlib.base.types import Params
+from ftlib.evals import report
+from ftlib.io.checkpoint import Checkpoints
+from ftlib.run import Run
+from ftlib.train import state
+
+
+def run(workdir: str | None, *, split: str, checkpoint: str) -> dict[str, Any]:
+  """Evaluates and writes; gives the metrics."""
+  if not workdir:
+    raise InputError('give the run folder: --workdir=runs/NAME')
+  where = pathlib.Path(workdir)
+  config, labels = folder.stored(where)
+  built = runs.build(config, labels=labels, split=split)
+  trainable, frozen, step = restored(built, where, checkpoint)
+  metrics, predictions = built.evaluate(trainable, frozen, split)
+  folder.write_evaluation(where, built, split, metrics, predictions, step)
+  print(show.table(f'{split}, checkpoint {step}, {len(built.examples[split]):,} rows', metrics))
+  print(f'report: {report.write(where)}')
+  return metrics
+
+
+def restored(built: Run, where: pathlib.Path, checkpoint: str) -> tuple[Params, Params, int]:
+  """(trainable, frozen, step) of a checkpoint: 'best', 'last' or the number of a step."""
+  with Checkpoints(where / 'checkpoints', readonly=True) as checkpoints:
+    found = checkpoints.restore(state.storable(built.abstract_state), step=_step(checkpoints, checkpoint))
+  if found is None:
+    raise InputError(f'{where} holds no checkpoint yet')
+  return found.state.trainable, built.load()[1], found.step
+
+
+def metric_names(built: Run) -> list[str]:
+  """The scalar metrics of a task, known before anything is trained, from a made-up prediction."""
+  classes = len(built.task.labels)
+  one_each = {'labels': np.arange(classes, dtype=np.int32), 'weights': np.ones(classes, np.float32)}
+  examples = runs.batches.Examples(next(iter(built.examples.values())).tokens, one_each)
+  metrics = built.task.metrics(examples, {'probabilities': np.eye(classes, dtype=np.float32)})
+  return ['loss', *(n for n, v in metrics.items() if isinstance(v, int | float))]
+
+
+def _step(checkpoints: Checkpoints, wanted: str) -> int | None:
+  if wanted == 'last':
+    return None
+  if wanted == 'best':
+    return checkpoints.best()
+  if not wanted.isdigit():
+    raise InputError(f'--checkpoint={wanted}: best, last or the number of a step')
+  return int(wanted)

@@ -1,0 +1,281 @@
+"""BERT (Devlin et al. 2019) and, by its switches, the encoders that descend from it.
+
+Post-layer-norm blocks over summed token, position and type embeddings. `roberta.py`, `ernie.py` and `distilbert.py`
+set the switches and the table of names.
+
+Shape letters: B batch, L tokens, D embed, F mlp, H heads, K head size, V vocabulary, C classes.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.nn import initializers
+
+from ftlib.base.errors import InputError, did_you_mean
+from ftlib.base.rng import Stream, dropout
+from ftlib.base.types import Batch, Head, Outputs
+from ftlib.models import hf_config
+from ftlib.models.attention import attention, same_segment
+from ftlib.models.layers import ACTIVATIONS, Axis, Embed, Norm, Proj, normal, param
+from ftlib.models.model import Model
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+  """Sizes and switches of an encoder of the BERT family."""
+
+  vocab: int
+  embed: int
+  layers: int
+  heads: int
+  mlp: int
+  positions: int  # rows of the position table; usable length is `positions - position_offset`
+  types: int  # token types; 0: the family has none
+  activation: str = 'gelu'
+  epsilon: float = 1e-12
+  dropout: float = 0.1
+  attention_dropout: float = 0.1
+  head_dropout: float = 0.1
+  pad_id: int = 0
+  init_std: float = 0.02
+  position_offset: int = 0  # RoBERTa counts positions from pad_id + 1
+  tasks: int = 0  # rows of ERNIE's task table; 0: none
+  pooler: bool = True  # BERT's tanh layer on the first token, part of the base model
+  head_dense: str = ''  # activation of a dense layer inside the classification head; '': none
+  head_drop_first: bool = False  # dropout before that layer (RoBERTa)
+
+  @property
+  def max_length(self) -> int:
+    """The longest row that the position table can hold, in tokens."""
+    return self.positions - self.position_offset
+
+
+MODEL_TYPES = {'bert': 'BertForSequenceClassification'}  # model_type -> what an export is loaded as
+USED = {  # Hugging Face key -> field
+  'vocab_size': 'vocab',
+  'hidden_size': 'embed',
+  'num_hidden_layers': 'layers',
+  'num_attention_heads': 'heads',
+  'intermediate_size': 'mlp',
+  'max_position_embeddings': 'positions',
+  'type_vocab_size': 'types',
+  'hidden_act': 'activation',
+  'layer_norm_eps': 'epsilon',
+  'hidden_dropout_prob': 'dropout',
+  'attention_probs_dropout_prob': 'attention_dropout',
+  'classifier_dropout': 'head_dropout',
+  'pad_token_id': 'pad_id',
+  'initializer_range': 'init_std',
+}
+DEFAULTS = {
+  'types': 2,
+  'activation': 'gelu',
+  'epsilon': 1e-12,
+  'dropout': 0.1,
+  'attention_dropout': 0.1,
+  'pad_id': 0,
+  'init_std': 0.02,
+}
+PARTS = {  # our module -> Hugging Face's, inside a block
+  'layers/{i}/attn/q': 'encoder.layer.{i}.attention.self.query',
+  'layers/{i}/attn/k': 'encoder.layer.{i}.attention.self.key',
+  'layers/{i}/attn/v': 'encoder.layer.{i}.attention.self.value',
+  'layers/{i}/attn/o': 'encoder.layer.{i}.attention.output.dense',
+  'layers/{i}/attn_norm': 'encoder.layer.{i}.attention.output.LayerNorm',
+  'layers/{i}/mlp/up': 'encoder.layer.{i}.intermediate.dense',
+  'layers/{i}/mlp/down': 'encoder.layer.{i}.output.dense',
+  'layers/{i}/mlp_norm': 'encoder.layer.{i}.output.LayerNorm',
+  'embed/token': 'embeddings.word_embeddings',
+  'embed/position': 'embeddings.position_embeddings',
+  'embed/type': 'embeddings.token_type_embeddings',
+  'embed/norm': 'embeddings.LayerNorm',
+}
+HEADS = {
+  'pooler': 'pooler.dense',
+  'head/out': 'classifier',
+  'mlm/dense': 'cls.predictions.transform.dense',
+  'mlm/norm': 'cls.predictions.transform.LayerNorm',
+  'mlm/bias': 'cls.predictions.bias',
+}
+PREFIX = 'bert.'
+TABLE = {n: (PREFIX + h if not n.startswith(('head', 'mlm')) else h) for n, h in {**PARTS, **HEADS}.items()}
+
+
+def from_hf(values: Mapping[str, Any], *, where: str = 'config.json', allow: str = '') -> Config:
+  """The Config of a BERT `config.json`."""
+  return checked(Config, hf_config.read(values, USED, defaults=_defaults(values), where=where, allow=allow), where)
+
+
+def _defaults(values: Mapping[str, Any]) -> dict[str, Any]:
+  return {**DEFAULTS, 'head_dropout': values.get('hidden_dropout_prob', DEFAULTS['dropout'])}
+
+
+def checked(config: type[Config], got: dict[str, Any], where: str) -> Config:
+  """A Config whose numbers fit together, or an `InputError`."""
+  c = config(**got)
+  if c.activation not in ACTIVATIONS:
+    raise InputError(
+      f'{where}: hidden_act={c.activation!r} is not supported{did_you_mean(c.activation, ACTIVATIONS)}; '
+      f'known: {", ".join(ACTIVATIONS)}'
+    )
+  if c.embed % c.heads:
+    raise InputError(f'{where}: hidden_size={c.embed} is not a multiple of num_attention_heads={c.heads}')
+  return c
+
+
+def build(config: Config, *, head: Head, hf: Mapping[str, str] = TABLE, **options: Any) -> Model:
+  """The model with a head; `options` are `Model`'s (`compute`, `remat`, `dropout_bits`)."""
+  blocks = tuple(Block(config) for _ in range(config.layers))
+  return Model(config=config, trunk=Trunk(config, head), blocks=blocks, hf=hf, **options)
+
+
+class Context(NamedTuple):
+  """What the blocks and the head read besides the hidden state."""
+
+  mask_B1LL: jax.Array
+  segments_BL: jax.Array
+
+
+class Attention(nnx.Module):
+  """Multi-head self-attention."""
+
+  def __init__(self, c: Config):
+    embed, heads, size = Axis('embed', c.embed), Axis('heads', c.heads), Axis('head_dim', c.embed // c.heads)
+    init = normal(c.init_std)
+    self.q = Proj((embed,), (heads, size), init=init)
+    self.k = Proj((embed,), (heads, size), init=init)
+    self.v = Proj((embed,), (heads, size), init=init)
+    self.o = Proj((heads, size), (embed,), init=init)
+    self.rate = c.attention_dropout
+
+  def __call__(self, x_BLD: jax.Array, context: Context, stream: Stream | None) -> jax.Array:
+    q_BLHK, k_BLHK, v_BLHK = (p(x_BLD, stream) for p in (self.q, self.k, self.v))
+    noise = None if stream is None else stream.at('attn/probabilities')
+    y_BLHK = attention(q_BLHK, k_BLHK, v_BLHK, context.mask_B1LL, rate=self.rate, stream=noise)
+    return self.o(y_BLHK, stream)
+
+
+class Mlp(nnx.Module):
+  """Two projections with an activation between."""
+
+  def __init__(self, c: Config):
+    embed, mlp = Axis('embed', c.embed), Axis('mlp', c.mlp)
+    self.up = Proj((embed,), (mlp,), init=normal(c.init_std))
+    self.down = Proj((mlp,), (embed,), init=normal(c.init_std))
+    self.activation = c.activation
+
+  def __call__(self, x_BLD: jax.Array, stream: Stream | None) -> jax.Array:
+    return self.down(ACTIVATIONS[self.activation](self.up(x_BLD, stream)), stream)
+
+
+class Block(nnx.Module):
+  """Attention and MLP, each followed by dropout, the residual and layer norm."""
+
+  def __init__(self, c: Config):
+    self.attn = Attention(c)
+    self.attn_norm = Norm(Axis('embed', c.embed), epsilon=c.epsilon)
+    self.mlp = Mlp(c)
+    self.mlp_norm = Norm(Axis('embed', c.embed), epsilon=c.epsilon)
+    self.rate = c.dropout
+
+  def __call__(self, h_BLD: jax.Array, context: Context, stream: Stream | None) -> jax.Array:
+    h_BLD = self.attn_norm(h_BLD + self._drop(self.attn(h_BLD, context, stream), stream, 'attn/out'))
+    return self.mlp_norm(h_BLD + self._drop(self.mlp(h_BLD, stream), stream, 'mlp/out'))
+
+  def _drop(self, x: jax.Array, stream: Stream | None, name: str) -> jax.Array:
+    return dropout(x, self.rate, None if stream is None else stream.at(name))
+
+
+class Embeddings(nnx.Module):
+  """Sum of token, position, type (and ERNIE's task) vectors, normalised."""
+
+  def __init__(self, c: Config):
+    embed, init = Axis('embed', c.embed), normal(c.init_std)
+    self.token = Embed(Axis('vocab', c.vocab), embed, init=init)
+    self.position = Embed(Axis('positions', c.positions), embed, init=init)
+    self.type = nnx.data(Embed(Axis('types', c.types), embed, init=init) if c.types else None)
+    self.task = nnx.data(Embed(Axis('types', c.tasks), embed, init=init) if c.tasks else None)
+    self.norm = Norm(embed, epsilon=c.epsilon)
+    self.offset, self.rate = c.position_offset, c.dropout
+
+  def __call__(self, inputs: Batch, stream: Stream | None) -> jax.Array:
+    h_BLD = self.token(inputs['tokens']) + self.position(inputs['positions'] + self.offset)
+    if self.type is not None:
+      h_BLD += self.type(inputs['types'])
+    if self.task is not None:
+      h_BLD += self.task(jnp.zeros((), jnp.int32))
+    return dropout(self.norm(h_BLD), self.rate, None if stream is None else stream.at('embed'))
+
+
+class ClassHead(nnx.Module):
+  """Class logits [B, C] of a pooled vector [B, D], by way of a dense layer where the family has one."""
+
+  def __init__(self, c: Config, classes: int):
+    embed, out = Axis('embed', c.embed), Axis('embed_out', c.embed)
+    self.dense = nnx.data(Proj((embed,), (out,), init=normal(c.init_std)) if c.head_dense else None)
+    self.out = Proj((embed,), (Axis('classes', classes),), init=normal(c.init_std))
+    self.activation, self.rate, self.first = c.head_dense, c.head_dropout, c.head_drop_first
+
+  def __call__(self, x_BD: jax.Array, stream: Stream | None) -> jax.Array:
+    noise = (lambda name: None) if stream is None else stream.at
+    if self.dense is not None:
+      x_BD = dropout(x_BD, self.rate, noise('head/in')) if self.first else x_BD
+      x_BD = ACTIVATIONS[self.activation](self.dense(x_BD, stream))
+    return self.out(dropout(x_BD, self.rate, noise('head/out')), stream)
+
+
+class MlmHead(nnx.Module):
+  """Logits over the vocabulary [B, L, V], tied to the token table."""
+
+  def __init__(self, c: Config):
+    embed, out = Axis('embed', c.embed), Axis('embed_out', c.embed)
+    self.dense = Proj((embed,), (out,), init=normal(c.init_std))
+    self.norm = Norm(embed, epsilon=c.epsilon)
+    self.bias = param((Axis('vocab', c.vocab),), initializers.zeros)
+    self.activation = c.activation
+
+  def __call__(self, h_BLD: jax.Array, table: Embed) -> jax.Array:
+    h_BLD = self.norm(ACTIVATIONS[self.activation](self.dense(h_BLD)))
+    return table.attend(h_BLD) + self.bias[...].astype(h_BLD.dtype)
+
+
+class Trunk(nnx.Module):
+  """Everything but the blocks: embeddings, pooler, head."""
+
+  def __init__(self, c: Config, head: Head):
+    embed, out = Axis('embed', c.embed), Axis('embed_out', c.embed)
+    self.kind, self.pooling = head.kind, head.pooling
+    pooler = c.pooler and head.kind != 'mlm'
+    self.embed = Embeddings(c)
+    self.pooler = nnx.data(Proj((embed,), (out,), init=normal(c.init_std)) if pooler else None)
+    self.head = nnx.data(ClassHead(c, head.classes) if head.kind == 'classify' else None)
+    self.mlm = nnx.data(MlmHead(c) if head.kind == 'mlm' else None)
+
+  def start(self, inputs: Batch, stream: Stream | None) -> tuple[jax.Array, Context]:
+    """The embedded tokens [B, L, D] and the attention mask."""
+    return self.embed(inputs, stream), Context(same_segment(inputs['segments']), inputs['segments'])
+
+  def finish(self, h_BLD: jax.Array, context: Context, stream: Stream | None) -> Outputs:
+    """Pooled vector and logits, in float32."""
+    h_BLD = h_BLD.astype(jnp.float32)
+    if self.mlm is not None:
+      return Outputs(h_BLD, None, self.mlm(h_BLD, self.embed.token))
+    pooled_BD = pool(h_BLD, context.segments_BL, self.pooling)
+    if self.pooler is not None:
+      pooled_BD = jnp.tanh(self.pooler(pooled_BD, stream))
+    logits = None if self.head is None else self.head(pooled_BD, stream)
+    return Outputs(h_BLD, pooled_BD, logits)
+
+
+def pool(h_BLD: jax.Array, segments_BL: jax.Array, how: str) -> jax.Array:
+  """[B, D]: the first token ('cls') or the mean of the tokens of a segment other than 0 ('mean')."""
+  if how == 'cls':
+    return h_BLD[:, 0]
+  real_BL1 = (segments_BL > 0)[..., None]
+  return jnp.where(real_BL1, h_BLD, 0).sum(1) / jnp.maximum(real_BL1.sum(1), 1)

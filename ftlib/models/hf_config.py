@@ -1,0 +1,65 @@
+"""Reading Hugging Face's `config.json` with an allow-list.
+
+Every key is one of: used (it sets a field), fixed (only the value that we implement is accepted), or harmless (it does
+not change what the model computes). Anything else is an error: a setting that is silently ignored is a wrong model.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from ftlib.base.errors import InputError, listing
+
+# fmt: off
+HARMLESS = frozenset({
+  '_attn_implementation_autoset', '_commit_hash', '_name_or_path', '_num_labels', 'adapter_fusion', 'adapters',
+  'architectures', 'attn_implementation', 'bos_token_id', 'classifier_bias', 'cls_token_id', 'directionality',
+  'dtype', 'eos_token_id', 'finetuning_task', 'ftlib_pooling', 'gradient_checkpointing', 'id2label',
+  'initializer_factor', 'initializer_range', 'keys_to_ignore_at_inference', 'label2id', 'language',
+  'mask_token_id', 'max_length', 'min_length', 'model_max_length', 'model_type', 'name_or_path', 'num_labels',
+  'output_attentions', 'output_hidden_states', 'output_past', 'pad_token_id', 'pooler_fc_size',
+  'pooler_num_attention_heads', 'pooler_num_fc_layers', 'pooler_size_per_head', 'pooler_type', 'prefix',
+  'problem_type', 'return_dict', 'sep_token_id', 'sinusoidal_pos_embds', 'task_specific_params', 'tie_weights_',
+  'tokenizer_class', 'torch_dtype', 'torchscript', 'transformers_version', 'unk_token_id', 'use_bfloat16',
+  'use_cache', 'vocab_file', 'xla_device',
+})
+# fmt: on
+FIXED: dict[str, tuple[Any, ...]] = {  # key: accepted values
+  'add_cross_attention': (False,),
+  'chunk_size_feed_forward': (0,),
+  'cross_attention_hidden_size': (None,),
+  'is_decoder': (False,),
+  'is_encoder_decoder': (False,),
+  'position_embedding_type': ('absolute', None),
+  'pruned_heads': ({}, None),
+  'quantization_config': (None,),
+  'tie_encoder_decoder': (False,),
+  'tie_word_embeddings': (True, None),
+}
+
+
+def read(
+  values: Mapping[str, Any], used: Mapping[str, str], *, defaults: Mapping[str, Any], where: str, allow: str = ''
+) -> dict[str, Any]:
+  """{our field: value} by the table `used` {Hugging Face key: our field}.
+
+  `defaults` {our field: value} holds what transformers assumes for a key that is absent; a field in neither is missing.
+  `allow` is a pattern of further keys that the user vouches for. Raises `InputError` naming `where` and every bad key.
+  """
+  problems = []
+  for key, value in values.items():
+    if key in FIXED and key not in used and value not in FIXED[key]:
+      problems.append(f'{key}={value!r} is not supported (only {" or ".join(map(repr, FIXED[key]))})')
+    elif key not in used and key not in FIXED and key not in HARMLESS and not (allow and re.search(allow, key)):
+      problems.append(f'{key}={value!r} is not known')
+  got = {ours: values[key] for key, ours in used.items() if key in values and values[key] is not None}
+  got = {**defaults, **got}
+  problems += [f'{key} is missing' for key, ours in used.items() if ours not in got]
+  if problems:
+    raise InputError(
+      f'{where}: settings that ftlib does not implement, and will not ignore:\n{listing(problems)}\n'
+      '  keys that you know to be harmless can be allowed by --config.model.allow_config=PATTERN'
+    )
+  return got

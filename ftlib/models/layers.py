@@ -1,0 +1,118 @@
+"""Layers shared by every family, with the slots that methods fill.
+
+Modules hold no arrays: a `Param` is a shape with axis names and an initialiser, and values come in as a plain tree
+(`ftlib/models/model.py`). `Proj.adapter` is the slot of LoRA and its kin; model files never mention a method.
+
+Shape letters: B batch, L tokens, D embed, F mlp, H heads, K head size, V vocabulary, C classes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax.nn import initializers
+
+from ftlib.base.rng import Stream
+
+Init = Callable[..., jax.Array]
+
+
+class Axis(NamedTuple):
+  """A logical dimension: its name (as in the sharding rules) and its size."""
+
+  name: str
+  size: int
+
+
+def param(axes: tuple[Axis, ...], init: Init) -> nnx.Param:
+  """A float32 parameter without a value yet."""
+  shape = tuple(a.size for a in axes)
+  return nnx.Param(jax.ShapeDtypeStruct(shape, jnp.float32), axes=tuple(a.name for a in axes), init=init)
+
+
+def contract(x: jax.Array, kernel: jax.Array, ins: int) -> jax.Array:
+  """`x` [..., *ins] times `kernel` [*ins, *outs], summed over the `ins` input dimensions."""
+  dims = tuple(range(x.ndim - ins, x.ndim)), tuple(range(ins))
+  return jax.lax.dot_general(x, kernel.astype(x.dtype), (dims, ((), ())))
+
+
+class Proj(nnx.Module):
+  """A linear map over named axes: `x` [B, ..., *ins] to [B, ..., *outs]; the one place where an adapter acts."""
+
+  def __init__(self, ins: tuple[Axis, ...], outs: tuple[Axis, ...], *, init: Init, bias: bool = True):
+    self.ins, self.outs = ins, outs
+    self.kernel = param(ins + outs, init)
+    self.bias = param(outs, initializers.zeros) if bias else nnx.data(None)
+    self.adapter = nnx.data(None)
+
+  def __call__(self, x: jax.Array, stream: Stream | None = None) -> jax.Array:
+    y = contract(x, self.kernel[...], len(self.ins))
+    if self.bias is not None:
+      y = y + self.bias[...].astype(x.dtype)
+    return y if self.adapter is None else self.adapter(self, x, y, stream)
+
+
+class Norm(nnx.Module):
+  """Layer normalisation over the last axis in float32 (Ba et al. 2016)."""
+
+  def __init__(self, axis: Axis, *, epsilon: float):
+    self.epsilon = epsilon
+    self.scale = param((axis,), initializers.ones)
+    self.bias = param((axis,), initializers.zeros)
+
+  def __call__(self, x: jax.Array) -> jax.Array:
+    h = x.astype(jnp.float32)
+    mean = h.mean(-1, keepdims=True)
+    variance = jnp.square(h - mean).mean(-1, keepdims=True)
+    h = (h - mean) * jax.lax.rsqrt(variance + self.epsilon)
+    return (h * self.scale[...].astype(jnp.float32) + self.bias[...].astype(jnp.float32)).astype(x.dtype)
+
+
+class Embed(nnx.Module):
+  """A table of vectors: int ids [...] to [..., D]. Ids are checked on the host; JAX would clamp them silently."""
+
+  def __init__(self, rows: Axis, axis: Axis, *, init: Init):
+    self.table = param((rows, axis), init)
+
+  def __call__(self, ids: jax.Array) -> jax.Array:
+    return jnp.take(self.table[...], ids, axis=0, mode='clip')
+
+  def attend(self, x: jax.Array) -> jax.Array:
+    """Logits over the rows with the table as a tied output matrix: [..., D] to [..., V]."""
+    return contract(x, self.table[...].T, 1)
+
+
+def gelu(x: jax.Array) -> jax.Array:
+  """x times the normal distribution function of x, by erf (Hendrycks & Gimpel 2016)."""
+  return jax.nn.gelu(x, approximate=False)
+
+
+def gelu_tanh(x: jax.Array) -> jax.Array:
+  """The tanh approximation of gelu ('gelu_new' in Hugging Face configs)."""
+  return jax.nn.gelu(x, approximate=True)
+
+
+ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
+  'gelu': gelu,
+  'gelu_new': gelu_tanh,
+  'gelu_pytorch_tanh': gelu_tanh,
+  'relu': jax.nn.relu,
+  'silu': jax.nn.silu,
+  'swish': jax.nn.silu,
+  'tanh': jnp.tanh,
+}
+
+
+def normal(stddev: float) -> Init:
+  """Normal values of mean 0, as BERT initialises its matrices."""
+  return initializers.normal(stddev)
+
+
+def float0_like(x: jax.Array) -> np.ndarray:
+  """The cotangent of an integer argument in a custom VJP."""
+  return np.zeros(x.shape, jax.dtypes.float0)

@@ -1,0 +1,183 @@
+"""The config of a run: its sections, what a recipe in configs/ writes, and what is read back from it.
+
+A recipe is a file with `get_config(arg)`; it takes the component names from the argument string by `arguments` and
+fills the sections by `recipe`. Flags then change single values: `--config.method.rank=16`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import types
+from collections.abc import Mapping
+from types import ModuleType
+from typing import Any
+
+from ml_collections import config_dict
+
+from ftlib.base import lookup, rng, settings
+from ftlib.base.errors import InputError, did_you_mean
+from ftlib.base.settings import setting
+from ftlib.data import preparation
+from ftlib.models import stack
+from ftlib.optim import chain
+
+DTYPES = ('float32', 'bfloat16')
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelSettings:
+  """`pretrained`: hub id, folder or `package:import_name/path`. `adapter`: run folder to start the trainable
+  parameters from. `layers`: 'unroll' or 'scan' (compiles alike layers once). `remat`: what the backward pass computes
+  again. `allow_config`: pattern of unknown `config.json` keys that are harmless."""
+
+  pretrained: str = ''
+  adapter: str = ''
+  layers: str = setting('unroll', choices=('unroll', 'scan'))
+  remat: str = setting('none', choices=tuple(stack.REMAT))
+  allow_config: str = ''
+
+
+@dataclasses.dataclass(frozen=True)
+class PrecisionSettings:
+  """`compute`: of activations and products. `frozen`: in which frozen parameters are kept. `trainable`: masters."""
+
+  compute: str = setting('float32', choices=DTYPES)
+  frozen: str = setting('float32', choices=DTYPES)
+  trainable: str = setting('float32', choices=DTYPES)
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainSettings:
+  """Length, batches and evaluation of a run. `steps` overrides `epochs`; `eval_every` none: once an epoch.
+
+  `max_length`: tokens a row is cut to, 0 for as many as the model has positions. `accumulate`: micro-batches a step.
+  `buckets`: the most lengths that batches are padded to, each one compile. `grouped`: rows of like length together.
+  `patience`: evaluations without a better metric (by more than `min_delta`) after which the run ends.
+  """
+
+  steps: int | None = setting(None, low=1)
+  epochs: float = setting(1.0, above=0)
+  batch_size: int = setting(32, low=1)
+  accumulate: int = setting(1, low=1)
+  eval_batch_size: int = setting(64, low=1)
+  max_length: int = setting(128, low=0)
+  buckets: int = setting(4, low=1)
+  grouped: bool = True
+  eval_every: int | None = setting(None, low=1)
+  log_every: int = setting(10, low=1)
+  patience: int | None = setting(None, low=1)
+  min_delta: float = setting(0.0, low=0)
+  dropout_bits: str = setting('hash', choices=rng.KINDS)
+
+
+@dataclasses.dataclass(frozen=True)
+class CheckpointSettings:
+  """`every`: steps between saves, none for each evaluation. `metric`: what "best" means, '' for the task's own."""
+
+  every: int | None = setting(None, low=1)
+  keep_last: int = setting(1, low=1)
+  keep_best: int = setting(1, low=1)
+  metric: str = ''
+
+
+@dataclasses.dataclass(frozen=True)
+class MeshSettings:
+  """`shape`: such as 'data=4,fsdp=2'; '' for all devices that divide the batch on `data`."""
+
+  shape: str = ''
+
+
+PLAIN = {
+  'model': ModelSettings,
+  'data': preparation.Config,
+  'precision': PrecisionSettings,
+  'train': TrainSettings,
+  'checkpoint': CheckpointSettings,
+  'mesh': MeshSettings,
+}
+COMPONENTS = {'task': 'tasks', 'method': 'peft', 'objective': 'objectives', 'optim': 'optim'}  # section -> folder
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+  """A config read back and checked. `names` and `modules` hold the component of each section of `COMPONENTS`."""
+
+  seed: int
+  model: ModelSettings
+  data: preparation.Config
+  precision: PrecisionSettings
+  train: TrainSettings
+  checkpoint: CheckpointSettings
+  mesh: MeshSettings
+  task: Any
+  method: Any
+  objective: Any
+  optim: Any
+  names: Mapping[str, str]
+  modules: Mapping[str, ModuleType]
+
+
+def arguments(text: str, **defaults: str) -> types.SimpleNamespace:
+  """The argument string of a recipe (`data=DIR,method=lora`) over its defaults; an unknown name is an `InputError`."""
+  got = dict(defaults)
+  for part in filter(None, (p.strip() for p in (text or '').split(','))):
+    name, equals, value = part.partition('=')
+    if name not in defaults or not equals:
+      raise InputError(
+        f'--config=...:{text}: {part!r} is no argument of this recipe{did_you_mean(name, defaults)}\n'
+        f'  arguments: {", ".join(f"{k}={v}" for k, v in defaults.items())}'
+      )
+    got[name] = value
+  return types.SimpleNamespace(**got)
+
+
+def recipe(*, task: str, method: str, optim: str, objective: str = '', seed: int = 0) -> config_dict.ConfigDict:
+  """A config with every section at its defaults, for a recipe to fill."""
+  config = config_dict.ConfigDict({'seed': seed})
+  for name, dataclass in PLAIN.items():
+    config[name] = settings.section(dataclass)
+  task_module = lookup.component('tasks', task, field='task.name')
+  names = {'task': task, 'method': method, 'objective': objective or task_module.OBJECTIVE, 'optim': optim}
+  for name, component in names.items():
+    config[name] = component_section(name, component)
+  return config
+
+
+def component_section(section: str, name: str) -> config_dict.ConfigDict:
+  """A component's section with its defaults, `name` first."""
+  module = lookup.component(COMPONENTS[section], name, field=f'{section}.name')
+  out = config_dict.ConfigDict({'name': name})
+  out.update(settings.section(_dataclass(section, module)))
+  return out
+
+
+def read(config: Mapping[str, Any]) -> Settings:
+  """The checked settings of a config. Raises `InputError` for unknown sections, keys, components, types and ranges."""
+  known = ['seed', *PLAIN, *COMPONENTS]
+  for key in config:
+    if key not in known:
+      raise InputError(f'unknown config key {key}{did_you_mean(key, known)}\n  known: {", ".join(known)}')
+  missing = [k for k in known if k not in config]
+  if missing:
+    raise InputError(f'the config lacks the section {missing[0]}; build it with ftlib.recipe.recipe(...)')
+  got: dict[str, Any] = {n: settings.read(d, config[n], where=n) for n, d in PLAIN.items()}
+  names, modules = {}, {}
+  for section, folder in COMPONENTS.items():
+    values = dict(config[section])
+    names[section] = values.pop('name', '')
+    modules[section] = lookup.component(folder, names[section], field=f'{section}.name')
+    got[section] = settings.read(_dataclass(section, modules[section]), values, where=section)
+  seed = config['seed']
+  if not isinstance(seed, int) or isinstance(seed, bool) or not 0 <= seed < 2**31:
+    raise InputError(f'seed={seed!r}: wanted a whole number from 0 to 2147483647')
+  if got['precision'].trainable != 'float32':
+    raise InputError(
+      'precision.trainable=bfloat16: trainable parameters are kept in float32, because a bfloat16 parameter of 1 does '
+      'not change by an update below 0.004; precision.compute=bfloat16 has the speed, and precision.frozen=bfloat16 '
+      'halves the memory of the frozen ones'
+    )
+  return Settings(seed=seed, names=names, modules=modules, **got)
+
+
+def _dataclass(section: str, module: ModuleType) -> type:
+  return chain.config_of(module) if section == 'optim' else module.Config

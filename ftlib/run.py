@@ -1,0 +1,291 @@
+"""Everything a config means, resolved and checked before compute is spent: the file that knows every folder.
+
+`build(config)` gives a `Run`; train.py, eval.py and the benchmarks take it from there.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import pathlib
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ftlib import recipe
+from ftlib.base import layout, lookup, trees
+from ftlib.base.errors import InputError, did_you_mean
+from ftlib.base.layout import Layout
+from ftlib.base.types import Batch, ParamInfo, Params
+from ftlib.data import batches, preparation, tokens
+from ftlib.data.batches import Examples
+from ftlib.evals import evaluate
+from ftlib.io import hf
+from ftlib.models import stack
+from ftlib.optim import chain
+from ftlib.optim.chain import Optimizer
+from ftlib.peft.method import Method
+from ftlib.recipe import Settings
+from ftlib.tasks.task import Task
+from ftlib.train import state as train_state
+from ftlib.train.compiled import Compiled
+from ftlib.train.state import TrainState
+from ftlib.train.step import make_eval_step, make_train_step
+
+
+@dataclasses.dataclass(frozen=True)
+class Base:
+  """A pretrained folder: its `config.json`, family module, tensors, and the fingerprint of both."""
+
+  folder: pathlib.Path
+  values: dict[str, Any]
+  family: Any
+  weights: hf.Weights
+  fingerprint: str
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Run:
+  """A config resolved. `info` describes the parameters as they are kept (stacked where layers are scanned)."""
+
+  settings: Settings
+  layout: Layout
+  base: Base
+  dataset: preparation.Dataset
+  task: Task
+  tokenizer: Any
+  limit: int
+  examples: dict[str, Examples]
+  edges: tuple[int, ...]
+  method: Method
+  match: hf.Match
+  trains: Callable[[str], bool]
+  runs: list[tuple[int, int]]
+  info: dict[str, ParamInfo]
+  optimizer: Optimizer
+  order: batches.Order
+  steps: int
+  notes: list[str]
+
+  @property
+  def identity(self) -> dict[str, Any]:
+    """What a resumed run must have in common with the run it goes on with."""
+    return {'data': self.dataset.fingerprint, 'weights': self.base.fingerprint, 'labels': list(self.task.labels)}
+
+  @functools.cached_property
+  def train_info(self) -> dict[str, ParamInfo]:
+    """The trainable parameters."""
+    return {n: i for n, i in self.info.items() if self.trains(stack.canonical(n))}
+
+  @functools.cached_property
+  def objective(self) -> Callable:
+    s = self.settings
+    return s.modules['objective'].build(s.objective, labels=self.task.labels, counts=self.task.counts)
+
+  def load(self) -> tuple[Params, Params]:
+    """(trainable, frozen) at the start, on the mesh: the pretrained weights, and fresh values of what they lack."""
+    model, key = self.method.model, jax.random.key(self.settings.seed)
+    frozen_dtype = jnp.dtype(self.settings.precision.frozen)
+    fresh = trees.flatten(model.initial(key, [n for n in model.info() if n not in self.match.pairs]))
+    flat: dict[str, Any] = {}
+    for name in model.info():
+      pair = self.match.pairs.get(name)
+      value = fresh[name] if pair is None else np.asarray(model.from_hf(name, self.base.weights.read(pair)))
+      flat[name] = value if self.trains(name) else value.astype(frozen_dtype)
+    parts = trees.split(trees.unflatten(flat), self.trains)
+    place = lambda name, x: jax.device_put(x, self.layout.param(self.info[name]))  # noqa: E731
+    trainable, frozen = (trees.map_named(place, stack.stack(p, self.runs)) for p in parts)
+    return trainable, frozen
+
+  def start(self, trainable: Params) -> TrainState:
+    """The state at step 0, each leaf where `state_shardings` says."""
+    make = functools.partial(train_state.create, tx=self.optimizer.tx, seed=self.settings.seed)
+    return jax.jit(make, out_shardings=self.state_shardings)(trainable)
+
+  @functools.cached_property
+  def abstract_state(self) -> TrainState:
+    """The state's shapes, dtypes and shardings."""
+    shapes = {n: jax.ShapeDtypeStruct(i.shape, jnp.float32) for n, i in self.train_info.items()}
+    make = functools.partial(train_state.create, tx=self.optimizer.tx, seed=self.settings.seed)
+    state = jax.eval_shape(make, trees.unflatten(shapes))
+    places = train_state.shardings(state, self.train_info, self.layout)
+    return jax.tree.map(lambda s, p: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=p), state, places)
+
+  @property
+  def state_shardings(self) -> TrainState:
+    return jax.tree.map(lambda s: s.sharding, self.abstract_state)
+
+  @functools.cached_property
+  def train_step(self) -> Compiled:
+    """`(state, frozen, batch) -> (state, sums)`, the state donated."""
+    step = make_train_step(
+      self.method.model.apply, self.objective, self.optimizer.tx, micro=self.settings.train.accumulate
+    )
+    return Compiled(step, donate_argnums=0, out_shardings=(self.state_shardings, self.layout.replicated))
+
+  @functools.cached_property
+  def eval_step(self) -> Compiled:
+    """`(trainable, frozen, batch) -> (sums, predictions)`."""
+    step = make_eval_step(self.method.model.apply, self.objective, self.task.predict)
+    return Compiled(step, out_shardings=self.layout.replicated)
+
+  def batch(self, step: int) -> tuple[np.ndarray, Batch, int]:
+    """(row numbers, Batch on the mesh, counted tokens) of a training step."""
+    rows = self.order.rows(step)
+    return self._placed('train', rows, self.settings.train.batch_size)
+
+  def eval_batches(self, split: str) -> Iterator[tuple[np.ndarray, Batch]]:
+    """(row numbers, Batch) over a split, rows of like length together, each row once."""
+    size = self.settings.train.eval_batch_size
+    order = np.argsort(self.examples[split].tokens.lengths, kind='stable')
+    parts = [order[i : i + size] for i in range(0, len(order), size)]
+    for rows, batch, _ in batches.feed(lambda i: self._placed(split, parts[i], size), 0, len(parts)):
+      yield rows, batch
+
+  def evaluate(self, trainable: Params, frozen: Params, split: str) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """(metrics with the mean loss, predictions) of a split."""
+    examples = self.examples[split]
+    step = functools.partial(self.eval_step, trainable, frozen)
+    means, predictions = evaluate.evaluate(step, self.eval_batches(split), rows=len(examples))
+    return {'loss': means['loss'], **self.task.metrics(examples, predictions)}, predictions
+
+  def _placed(self, split: str, rows: np.ndarray, size: int) -> tuple[np.ndarray, Batch, int]:
+    examples = self.examples[split]
+    batch = batches.collate(examples, rows, size=size, edges=self.edges, pad_id=self.tokenizer.pad_token_id)
+    return rows, jax.device_put(batch, self.layout.batch), int(batch['segments'].sum())
+
+
+def build(config: Mapping[str, Any], *, labels: list | None = None, split: str | None = None) -> Run:
+  """The Run of a config. `labels` is a stored run's label list; `split` restricts tokenising to one split (eval.py).
+
+  Raises `InputError` for whatever is wrong, cheapest checks first.
+  """
+  s = recipe.read(config)
+  if s.train.batch_size % s.train.accumulate:
+    raise InputError(
+      f'train.batch_size={s.train.batch_size} is not a multiple of train.accumulate={s.train.accumulate}'
+    )
+  mesh = layout.build(s.mesh.shape, batch=s.train.batch_size // s.train.accumulate)
+  eval_size = -(-s.train.eval_batch_size // mesh.shards) * mesh.shards
+  s = dataclasses.replace(s, train=dataclasses.replace(s.train, eval_batch_size=eval_size))
+  base = _base(s)
+  arch = base.family.from_hf(base.values, where=str(base.folder / 'config.json'), allow=s.model.allow_config)
+  texts, label = s.modules['task'].columns(s.task)
+  dataset = preparation.load(s.data, texts=texts, label=label)
+  train = dataset.splits['train']
+  task = s.modules['task'].build(s.task, train=train, known=labels or dataset.labels.get(label))
+  options = {
+    'compute': jnp.dtype(s.precision.compute),
+    'remat': s.model.remat,
+    'dropout_bits': s.train.dropout_bits,
+  }
+  model = base.family.build(arch, head=task.head, **options)
+  method = s.modules['method'].build(s.method, model)
+  match = hf.match(base.weights, model.hf_names(), model.hf_shapes(), prefix=base.family.PREFIX)
+  notes = [*dataset.notes, *_match_notes(match, method)]
+  fresh = set(match.fresh)
+  trains = lambda name: method.trains(name) or name in fresh  # noqa: E731
+  tokenizer = tokens.load(base.folder)
+  limit = min(s.train.max_length or arch.max_length, arch.max_length)
+  wanted = list(dataset.splits) if split is None else [_known_split(dataset, split)]
+  examples = {n: task.examples(dataset.splits[n], tokenizer, limit=limit) for n in wanted}
+  for name, rows in examples.items():
+    tokens.check_ids(rows.tokens, vocab=arch.vocab, types=arch.types, where=f'{s.model.pretrained} on {name}')
+    notes += _length_notes(rows, name, limit=limit, positions=arch.max_length)
+  lengths = np.concatenate([e.tokens.lengths for e in examples.values()])
+  info, runs = _info(method, trains, scan=s.model.layers == 'scan')
+  order = batches.Order(examples[wanted[0]].tokens.lengths, s.train.batch_size, s.seed, s.train.grouped)
+  steps = s.train.steps or max(1, round(s.train.epochs * -(-len(train) // s.train.batch_size)))
+  train_info = {n: i for n, i in info.items() if trains(stack.canonical(n))}
+  optimizer = chain.build(s.modules['optim'], s.optim, train_info, steps=steps)
+  return Run(
+    settings=s,
+    layout=mesh,
+    base=base,
+    dataset=dataset,
+    task=task,
+    tokenizer=tokenizer,
+    limit=limit,
+    examples=examples,
+    edges=batches.buckets(lengths, count=s.train.buckets),
+    method=method,
+    match=match,
+    trains=trains,
+    runs=runs,
+    info=info,
+    optimizer=optimizer,
+    order=order,
+    steps=steps,
+    notes=notes,
+  )
+
+
+def _base(s: Settings) -> Base:
+  folder = hf.resolve(s.model.pretrained)
+  values = hf.read_config(folder)
+  families = {
+    kind: module
+    for module in (lookup.component('models', n, field='model') for n in lookup.names('models'))
+    for kind in module.MODEL_TYPES
+  }
+  kind = values['model_type']
+  if kind not in families:
+    raise InputError(
+      f'{folder / "config.json"}: model_type={kind!r} is no family that ftlib has{did_you_mean(kind, families)}\n'
+      f'  known: {", ".join(sorted(families))}'
+    )
+  weights = hf.Weights(folder)
+  return Base(folder, values, families[kind], weights, weights.fingerprint())
+
+
+def _info(method: Method, trains: Callable[[str], bool], *, scan: bool) -> tuple[dict[str, ParamInfo], list]:
+  info = method.model.info()
+  layers: dict[int, list] = {i: [] for i in range(len(method.model.blocks))}
+  for name, i in info.items():
+    if name.startswith('layers/'):
+      _, number, rest = name.split('/', 2)
+      layers[int(number)].append((rest, i.shape, trains(name)))
+  runs = stack.segments([layers[i] if scan else i for i in layers])
+  of_run = {str(first): (f'{first}:{stop}' if stop - first > 1 else str(first), stop - first) for first, stop in runs}
+  out = {}
+  for name, i in info.items():
+    head, _, rest = name.partition('/')
+    number, _, rest = rest.partition('/')
+    if head != 'layers':
+      out[name] = i
+    elif number in of_run:
+      key, count = of_run[number]
+      stacked = dataclasses.replace(i, shape=(count, *i.shape), axes=('layers', *i.axes))
+      out[f'layers/{key}/{rest}'] = stacked if count > 1 else i
+  return out, runs
+
+
+def _known_split(dataset: preparation.Dataset, split: str) -> str:
+  if split not in dataset.splits:
+    raise InputError(f'--split={split}: the data has {", ".join(dataset.splits)}{did_you_mean(split, dataset.splits)}')
+  return split
+
+
+def _match_notes(match: hf.Match, method: Method) -> list[str]:
+  notes = []
+  if match.fresh:
+    extra = [n for n in match.fresh if not method.trains(n)]
+    also = f' ({", ".join(extra)} train although the method does not name them)' if extra else ''
+    notes.append(f'new, not in the checkpoint: {", ".join(match.fresh)}{also}')
+  if match.unused:
+    notes.append(f'not used of the checkpoint: {len(match.unused)} tensors of other heads ({match.unused[0]}, ...)')
+  return notes
+
+
+def _length_notes(rows: Examples, name: str, *, limit: int, positions: int) -> list[str]:
+  cut = rows.tokens.truncated
+  share = cut / len(rows)
+  if cut and limit == positions and share > 0.5:
+    raise InputError(
+      f'{name}: {cut} of {len(rows)} rows are longer than the {positions} tokens that the model has positions for; '
+      'cut the texts into pieces, or take a model with more positions'
+    )
+  return [f'{name}: {cut} of {len(rows)} rows ({share:.1%}) were cut to {limit} tokens'] if cut else []

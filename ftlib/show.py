@@ -1,0 +1,93 @@
+"""What a run prints: the summary before training, the metric table after."""
+
+from __future__ import annotations
+
+import pathlib
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from ftlib.base import trees
+from ftlib.models import stack
+from ftlib.run import Run
+
+
+def counts(run: Run) -> dict[str, int]:
+  """`params_total` and `params_trainable` (adapters included), `opt_state_bytes`."""
+  return {
+    'params_total': sum(i.size for i in run.info.values()),
+    'params_trainable': sum(i.size for i in run.train_info.values()),
+    'opt_state_bytes': trees.nbytes(run.abstract_state.opt),
+  }
+
+
+def summary(run: Run, workdir: pathlib.Path) -> str:
+  """One screen: model, parameters, what trains, data, mesh, precision, length, where it writes."""
+  s, n = run.settings, counts(run)
+  arch = run.method.model.config
+  share = n['params_trainable'] / n['params_total']
+  rows = ', '.join(f'{k} {len(v):,}' for k, v in run.dataset.splits.items())
+  lengths = run.examples['train'].tokens.lengths
+  per_epoch = run.order.steps_per_epoch
+  kept = f'{s.precision.compute} compute, {s.precision.frozen} frozen, {s.precision.trainable} trainable'
+  labels = [str(l) for l in run.task.labels]
+  tokens = int(lengths.mean() * s.train.batch_size)
+  micro = f', in {s.train.accumulate} micro-batches' if s.train.accumulate > 1 else ''
+  edges = '/'.join(map(str, run.edges))
+  lines = [
+    ('model', f'{s.model.pretrained} ({run.base.values["model_type"]}, {arch.layers} layers, width {arch.embed})'),
+    ('task', f'{s.names["task"]}, {len(labels)} labels: {_short(labels)}'),
+    ('method', f'{s.names["method"]} on {_sites(run.method.shown)}'),
+    ('parameters', f'{n["params_total"]:,} total, {n["params_trainable"]:,} trainable ({share:.2%})'),
+    ('data', f'{s.data.path}: {rows} rows; {lengths.mean():.1f} tokens a row (median {int(np.median(lengths))})'),
+    ('batches', f'{s.train.batch_size} rows, about {tokens:,} tokens a step, padded to {edges}{micro}'),
+    ('steps', f'{run.steps:,} ({run.steps / per_epoch:.2f} epochs of {per_epoch:,})'),
+    ('optimizer', f'{s.names["optim"]}, {_groups(run)}; state {_bytes(n["opt_state_bytes"])}'),
+    ('mesh', run.layout.describe()),
+    ('precision', kept),
+    ('writes to', str(workdir)),
+  ]
+  notes = [('note', text) for text in run.notes]
+  return '\n'.join(f'{k:>10}  {v}' for k, v in lines + notes)
+
+
+def table(title: str, metrics: Mapping[str, Any]) -> str:
+  """The scalar metrics of a split and, for a few classes, theirs."""
+  rows = [(k, v) for k, v in metrics.items() if isinstance(v, int | float)]
+  width = max(len(k) for k, _ in rows)
+  lines = [title] + [f'  {k:<{width}}  {v:.4f}' for k, v in rows]
+  classes = metrics.get('per_class') or {}
+  if 0 < len(classes) <= 20:
+    wide = max(len(str(k)) for k in classes)
+    lines.append(f'  {"":<{wide}}  precision  recall      f1  rows')
+    for name, c in classes.items():
+      numbers = f'{c["precision"]:9.4f}  {c["recall"]:6.4f}  {c["f1"]:6.4f}  {c["support"]:>4}'
+      lines.append(f'  {name!s:<{wide}}  {numbers}')
+  return '\n'.join(lines)
+
+
+def _groups(run: Run) -> str:
+  members, optim = run.optimizer.members, run.settings.optim
+  own = lambda g: optim.groups.get(g, {}).get('learning_rate') or optim.learning_rate  # noqa: E731
+  return ', '.join(f'group {g}: {len(names)} tensors at {own(g):g} ({optim.schedule})' for g, names in members.items())
+
+
+def _sites(names: list[str]) -> str:
+  """'12 sites layers/*/attn/q, layers/*/attn/v and head/out/bias': layer numbers folded."""
+  folded: dict[str, int] = {}
+  for name in names:
+    key = re.sub(r'^layers/\d+/', 'layers/*/', stack.canonical(name))
+    folded[key] = folded.get(key, 0) + 1
+  parts = [f'{k} ({n})' if n > 1 else k for k, n in folded.items()]
+  return _short(parts, limit=8)
+
+
+def _short(items: Any, *, limit: int = 10) -> str:
+  items = list(items)
+  return ', '.join(items[:limit]) + (f', ... ({len(items)})' if len(items) > limit else '')
+
+
+def _bytes(n: int) -> str:
+  return f'{n / 1e6:.1f} MB' if n >= 1e5 else f'{n / 1e3:.1f} kB'

@@ -1,0 +1,77 @@
+"""One training step and one evaluation step, as pure functions to be jitted.
+
+The objective gives sums, and the mean is taken once, over everything that was counted: so a batch computed in
+micro-batches, on several devices or with more padding gives the same update. Only `trainable` is differentiated, so
+neither weight gradients of frozen parameters nor the backward pass below the lowest trainable layer is computed.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from ftlib.base import trees
+from ftlib.base.types import Batch, Outputs, Params, Sums
+from ftlib.train.state import TrainState
+
+Apply = Callable[[Params, Batch, jax.Array | None], Outputs]
+
+
+def make_train_step(apply: Apply, objective: Callable[..., Sums], tx: optax.GradientTransformation, *, micro: int = 1):
+  """`(state, frozen, batch) -> (state, sums)`; `micro` divides the batch and only bounds memory.
+
+  `sums` holds the objective's {name: (sum, weight)} and `grad_norm`, the global norm before clipping.
+  """
+
+  def loss(trainable: Params, frozen: Params, batch: Batch, key: jax.Array):
+    sums = objective(functools.partial(apply, trees.join(trainable, frozen)), batch, key)
+    return sums['loss'][0], sums
+
+  grad = jax.grad(loss, has_aux=True)
+
+  def train_step(state: TrainState, frozen: Params, batch: Batch) -> tuple[TrainState, dict[str, Any]]:
+    key = jax.random.fold_in(state.key, state.step)
+    grads, sums = accumulate(grad, state.trainable, frozen, batch, key, micro=micro)
+    weight = sums['loss'][1]
+    weight = jnp.maximum(weight, jnp.finfo(jnp.float32).tiny)
+    grads = jax.tree.map(lambda g: g / weight, grads)
+    updates, opt = tx.update(grads, state.opt, state.trainable)
+    trainable = optax.apply_updates(state.trainable, updates)
+    state = TrainState(state.step + 1, trainable, opt, state.key)
+    return state, {**sums, 'grad_norm': optax.global_norm(grads)}
+
+  return train_step
+
+
+def accumulate(grad: Callable, trainable: Params, frozen: Params, batch: Batch, key: jax.Array, *, micro: int):
+  """(gradient, sums) of the loss's sum, added up over `micro` micro-batches one after the other.
+
+  Micro-batch m takes rows m, m + micro, ...: every device goes on holding an equal share. Dropout follows each row's
+  number in the whole batch (`batch['rows']`), so it does not depend on `micro`.
+  """
+  if micro == 1:
+    return grad(trainable, frozen, batch, key)
+  pieces = jax.tree.map(lambda x: x.reshape(-1, micro, *x.shape[1:]).swapaxes(0, 1), batch)
+
+  def body(total, piece):
+    return jax.tree.map(jnp.add, total, grad(trainable, frozen, piece, key)), None
+
+  shapes = jax.eval_shape(grad, trainable, frozen, jax.tree.map(lambda x: x[0], pieces), key)
+  zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
+  return jax.lax.scan(body, zeros, pieces)[0]
+
+
+def make_eval_step(apply: Apply, objective: Callable[..., Sums], predict: Callable[[Outputs], dict[str, jax.Array]]):
+  """`(trainable, frozen, batch) -> (sums, predictions)`, without dropout; predictions are arrays [B, ...]."""
+
+  def eval_step(trainable: Params, frozen: Params, batch: Batch):
+    params = trees.join(trainable, frozen)
+    outputs = apply(params, batch, None)
+    return objective(lambda *_: outputs, batch, None), predict(outputs)
+
+  return eval_step

@@ -1,0 +1,41 @@
+"""Eight fake devices before JAX is imported; strict JAX; the compilation cache; tiny models shared by all tests."""
+
+import os
+import pathlib
+
+_FLAG = '--xla_force_host_platform_device_count'
+if _FLAG not in os.environ.get('XLA_FLAGS', ''):
+  os.environ['XLA_FLAGS'] = f'{os.environ.get("XLA_FLAGS", "")} {_FLAG}=8'.strip()
+os.environ.setdefault('JAX_PLATFORMS', 'cpu')
+os.environ.setdefault('JAX_COMPILATION_CACHE_DIR', str(pathlib.Path.home() / '.cache' / 'ftlib' / 'jax-tests'))
+os.environ.setdefault('JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS', '0.2')
+os.environ.setdefault('JAX_NUMPY_RANK_PROMOTION', 'allow')
+
+import jax  # noqa: E402
+import pytest  # noqa: E402
+
+from tests import tiny  # noqa: E402
+
+jax.config.update('jax_default_matmul_precision', 'highest')
+
+
+@pytest.fixture(scope='session')
+def tiny_bert(tmp_path_factory) -> pathlib.Path:
+  """A Hugging Face folder of a 2-layer BERT with random weights and a WordPiece tokenizer."""
+  return tiny.bert_folder(tmp_path_factory.mktemp('tiny_bert'))
+
+
+@pytest.fixture(scope='session')
+def toy_data(tmp_path_factory) -> pathlib.Path:
+  """train/validation/test.jsonl whose label a tiny model can learn from single words."""
+  return tiny.data_folder(tmp_path_factory.mktemp('toy_data'))
+
+
+@pytest.fixture
+def config(tiny_bert, toy_data):
+  """A config on the tiny model and the toy data; `config(method='bitfit', train__steps=3)`."""
+
+  def make(*, method='lora', optim='adamw', data=None, **values):
+    return tiny.config(tiny_bert, data or toy_data, method=method, optim=optim, **values)
+
+  return make

@@ -6,10 +6,12 @@ import pathlib
 import time
 from typing import Any
 
+import jax
 import numpy as np
 
 from ftlib import folder, judge, show
 from ftlib import run as runs
+from ftlib.base import trees
 from ftlib.base.errors import InputError, did_you_mean
 from ftlib.data import batches
 from ftlib.evals import report
@@ -80,6 +82,7 @@ def _train(
       'compile_seconds': built.train_step.seconds + built.eval_step.seconds,
       'compiled_shapes': [list(s) for s in built.train_step.shapes],
       'checkpoint_bytes': checkpoints.size(step),
+      'params_sha256': trees.digest(jax.device_get(last.trainable)),
       'best_metric': {'name': plan.metric, 'value': progress.best, 'step': progress.best_step},
     },
   )

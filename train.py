@@ -10,6 +10,7 @@ from ftlib import cli
 
 from absl import flags  # isort: skip - cli sets the environment first
 
+cli.define_config()
 flags.DEFINE_string('workdir', None, 'the folder that the run writes to, and resumes from')
 
 

@@ -8,11 +8,23 @@ from __future__ import annotations
 import os
 import pathlib
 import re
+import shutil
 import sys
+import textwrap
 import traceback
 from collections.abc import Callable
+from typing import Any
 
 _DEVICES = '--xla_force_host_platform_device_count'
+_HELP = ('--help', '-help', '-h', '--helpshort', '--helpfull')
+_WRITING = """\
+A config is a Python file with get_config(arg), and takes arguments:  --config=FILE.py:argument=value,argument=value
+or what a run stored:                                                 --config=runs/NAME/config.json
+Its fields are changed, in any order, by                              --config.SECTION.FIELD=VALUE
+  --config.train.steps=100  --config.train.patience=none  --config.train.grouped=false  --config.optim.final=0.1
+  --config.method.name=NAME and --config.optim.name=NAME take another file of ftlib/peft or ftlib/optim, or a module of
+  your own by its dotted name
+--config=... --help lists the fields of a config with their values."""
 
 
 def _prepare() -> None:
@@ -35,6 +47,13 @@ def _prepare() -> None:
 _prepare()
 
 
+def define_config() -> None:
+  """Gives the program the flags `--config` and `--config.SECTION.FIELD`; `flags.FLAGS.config` is then a ConfigDict."""
+  from absl import flags
+
+  flags.DEFINE_string('config', None, 'FILE.py[:argument=value,...], or a config.json of a run')
+
+
 def run(main: Callable[[], None], argv: list[str] | None = None) -> int:
   """Parses flags, calls `main()`, and gives the exit status.
 
@@ -42,73 +61,121 @@ def run(main: Callable[[], None], argv: list[str] | None = None) -> int:
   mend is printed on stderr without a traceback, unless `--traceback` is given.
   """
   from absl import flags
-  from ml_collections import config_flags
 
-  from ftlib.base.errors import FtlibError, InputError
+  from ftlib.base.errors import FtlibError
 
   argv = list(sys.argv if argv is None else argv)
-  show = '--traceback' in argv
-  if not any(f == 'traceback' for f in flags.FLAGS):
+  if 'traceback' not in flags.FLAGS:
     flags.DEFINE_bool('traceback', False, 'show the traceback of an error')
-    config_flags.DEFINE_config_file('config', None, 'a file of configs/, with :argument=value,... behind it')
   try:
-    try:
-      rest = flags.FLAGS(_components_as_arguments(argv))
-    except FtlibError:
-      raise
-    except (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError, ImportError, SyntaxError) as e:
-      raise InputError(_flag_error(e, argv)) from e
-    if len(rest) > 1:
-      raise InputError(f'{rest[1]!r} is no flag; flags are written --name=value')
-    main()
+    wants_help = any(a in _HELP for a in argv)
+    _parse(main, [a for a in argv if a not in _HELP])
+    if wants_help:
+      print(_help(main))
+    else:
+      main()
   except FtlibError as e:
-    _print(e, show)
+    if any(re.fullmatch(r'--?traceback(=(true|1))?', a) for a in argv):
+      traceback.print_exception(e)
+    print(f'error: {e}', file=sys.stderr)
     return e.exit_code
   except KeyboardInterrupt:
-    print('stopped before training began; nothing was lost', file=sys.stderr)
+    print('stopped outside of training; nothing that was saved is lost', file=sys.stderr)
     return 130
   return 0
 
 
-def _components_as_arguments(argv: list[str]) -> list[str]:
-  """`--config.method.name=dora` as the recipe's argument `method=dora`, which fills the section."""
-  names = {}
-  rest = []
-  for arg in argv:
-    found = re.fullmatch(r'--?config\.(method|optim)\.name=(.+)', arg)
-    if found:
-      names[found[1]] = found[2]
-    else:
-      rest.append(arg)
-  if not names:
-    return argv
-  extra = ','.join(f'{k}={v}' for k, v in names.items())
-  out = []
-  for arg in rest:
-    found = re.fullmatch(r'(--?config=.*?\.py)(:(.*))?', arg)
-    out.append(f'{found[1]}:{found[3]},{extra}' if found and found[3] else f'{found[1]}:{extra}' if found else arg)
-  return out
+def _parse(main: Callable[[], None], argv: list[str]) -> None:
+  """Sets `flags.FLAGS`. Raises `InputError`."""
+  from absl import flags
+
+  from ftlib.base.errors import InputError, did_you_mean
+
+  rest, changes = _separated(argv)
+  program = pathlib.Path(argv[0]).name
+  own = _flags(main)
+  try:
+    words = flags.FLAGS(rest)[1:]
+  except flags.UnrecognizedFlagError as e:
+    name = e.flagname.lstrip('-').partition('=')[0]
+    fields = '; fields of the config are written --config.SECTION.FIELD=VALUE' if 'config' in own else ''
+    listed = ', '.join(f'--{n}' for n in own)
+    raise InputError(f'--{name} is no flag of {program}{did_you_mean(name, own)}\n  flags: {listed}{fields}') from e
+  except flags.Error as e:
+    raise InputError(' '.join(str(e).split())) from e
+  if words:
+    near = f'; did you mean --config={words[0]}?' if re.search(r'\.(py|json)(:|$)', words[0]) else ''
+    raise InputError(f'{words[0]!r} is no flag of {program}{near}\n  flags are written --name=value')
+  if 'config' not in own:
+    if changes:
+      raise InputError(f'--config.{changes[0][0]}: {program} takes no config; the one that the run was made with holds')
+  elif flags.FLAGS.config:
+    from ftlib import config_file
+
+    flags.FLAGS.config = config_file.load(flags.FLAGS.config, changes)
+  elif changes:
+    raise InputError(f'--config.{changes[0][0]} changes a config, and there is none; give --config=configs/NAME.py')
 
 
-def _flag_error(e: Exception, argv: list[str]) -> str:
-  """One line for what absl and ml_collections raise, with the config key in question."""
-  from ml_collections import config_flags  # noqa: F401 - its errors are parsed here
-
-  text = str(e).strip() or type(e).__name__
-  text = re.sub(r'^(Error|Failed) parsing.*?: ', '', text.split('\nUsage')[0])
-  paths = [a.split('=', 1)[1].split(':')[0] for a in argv if re.match(r'--?config=', a)]
-  if not paths and 'config' in text:
-    return 'give a config: --config=configs/quickstart.py'
-  if paths and not pathlib.Path(paths[0]).exists():
-    folder = pathlib.Path(paths[0]).parent
-    from ftlib.base.errors import did_you_mean
-
-    near = did_you_mean(pathlib.Path(paths[0]).name, [p.name for p in folder.glob('*.py')]) if folder.is_dir() else ''
-    return f'--config={paths[0]}: there is no such file{near}'
-  return text
+def _separated(argv: list[str]) -> tuple[list[str], list[tuple[str, str | None]]]:
+  """(other flags, [(field, text)] of the flags `--config.FIELD=TEXT`); TEXT may be the next word."""
+  rest, changes = [], []
+  words = iter(range(len(argv)))
+  for i in words:
+    found = re.fullmatch(r'--?(no)?config\.([^=]*)(?:=(.*))?', argv[i], re.S)
+    if not found:
+      rest.append(argv[i])
+      continue
+    value = 'false' if found[1] else found[3]
+    if value is None and i + 1 < len(argv) and not argv[i + 1].startswith('-'):
+      value = argv[next(words)]
+    changes.append((found[2], value))
+  return rest, changes
 
 
-def _print(e: Exception, show: bool) -> None:
-  if show:
-    traceback.print_exception(e)
-  print(f'error: {e}', file=sys.stderr)
+def _flags(main: Callable[[], None]) -> dict[str, Any]:
+  """The flags that the program and this file define, by name; absl and other libraries have more."""
+  from absl import flags
+
+  by_module = flags.FLAGS.flags_by_module_dict()
+  program = sys.argv[0] if main.__module__ == '__main__' else main.__module__
+  found = [f for name in (program, __name__) for f in by_module.get(name, [])]
+  return {f.name: f for f in sorted(found, key=lambda f: f.name == 'traceback')}
+
+
+def _help(main: Callable[[], None]) -> str:
+  """One screen: what the program is for, its flags and how configs are written; with a config, its fields."""
+  from absl import flags
+
+  own = _flags(main)
+  parts = [(main.__globals__.get('__doc__') or '').strip()]
+  lines = [(f'--{n}' + ('=...' if not f.boolean else ''), f.help, f.default) for n, f in own.items()]
+  parts.append(
+    'Flags\n'
+    + '\n'.join(f'  {n:<18} {text}' + (f' (default: {default})' if default else '') for n, text, default in lines)
+  )
+  config = flags.FLAGS.config if 'config' in own else None
+  if config is not None:
+    parts.append('Fields, as they stand now: --config.SECTION.FIELD=VALUE\n' + _fields(config.to_dict()))
+  elif 'config' in own:
+    files = sorted(str(p) for p in pathlib.Path('configs').glob('[a-z]*.py'))
+    parts.append(_WRITING + (f'\nConfigs here: {", ".join(files)}' if files else ''))
+  return '\n\n'.join(parts)
+
+
+def _fields(config: dict[str, Any]) -> str:
+  plain = lambda v: str(v).lower() if v is None or isinstance(v, bool) else v  # noqa: E731 - as they are written
+  lines = []
+  for section, values in config.items():
+    fields = values.items() if isinstance(values, dict) else [('', values)]
+    text = '  '.join(f'{k}={plain(v)}'.lstrip('=') for k, v in fields)
+    lines.append(
+      textwrap.fill(
+        f'  {section:<12}{text}',
+        width=max(60, min(120, shutil.get_terminal_size().columns)),
+        subsequent_indent=' ' * 14,
+        break_long_words=False,
+        break_on_hyphens=False,
+      )
+    )
+  return '\n'.join(lines)

@@ -9,10 +9,11 @@ from typing import Any
 import jax
 import numpy as np
 
-from ftlib import folder, judge, show
+from ftlib import folder, judge, recipe, show
 from ftlib import run as runs
 from ftlib.base import trees
 from ftlib.base.errors import InputError, did_you_mean
+from ftlib.base.types import Params
 from ftlib.data import batches
 from ftlib.evals import report
 from ftlib.io import workdir as files
@@ -28,13 +29,18 @@ def run(config: Any, workdir: str | None) -> dict[str, Any]:
     raise InputError('give a config: --config=configs/quickstart.py')
   if not workdir:
     raise InputError('give the folder to write to: --workdir=runs/NAME')
-  where = pathlib.Path(workdir)
-  values = config.to_dict() if hasattr(config, 'to_dict') else dict(config)
+  where = pathlib.Path(workdir).expanduser()
+  folder.check_free(where)
+  values = recipe.expanded(config).to_dict()
   began = time.perf_counter()
-  built = runs.build(values)
+  with Checkpoints(where / 'checkpoints', readonly=True) as checkpoints:
+    resumes = bool(checkpoints.steps())
+  built = runs.build(folder.started(values) if resumes else values)
   plan = _plan(built)
-  if where.exists() and not where.is_dir():
-    raise InputError(f'--workdir={where} is a file')
+  folder.check(where, values, built)
+  trainable, frozen = built.load()
+  start = None if resumes else built.start(trainable)
+  del trainable  # a second copy of what the state holds
   with files.Lock(where):
     folder.claim(where, values, built)
     print(show.summary(built, where), flush=True)
@@ -48,14 +54,20 @@ def run(config: Any, workdir: str | None) -> dict[str, Any]:
       ) as checkpoints,
       Log(where, total=built.steps, every=plan.log_every) as log,
     ):
-      return _train(built, plan, where, checkpoints, log, began)
+      log.say(f'loaded in {time.perf_counter() - began:.1f} s; the first step of each length compiles')
+      return _train(built, plan, where, checkpoints, log, start, frozen)
 
 
 def _train(
-  built: Run, plan: loop.Plan, where: pathlib.Path, checkpoints: Checkpoints, log: Log, began: float
+  built: Run,
+  plan: loop.Plan,
+  where: pathlib.Path,
+  checkpoints: Checkpoints,
+  log: Log,
+  start: state.TrainState | None,
+  frozen: Params,
 ) -> dict[str, Any]:
-  trainable, frozen = built.load()
-  now, progress = _resumed(built, trainable, checkpoints, log)
+  now, progress = _resumed(built, start, checkpoints, log)
   done = int(now.step)
   stream = batches.feed(built.batch, done, built.steps)
   hooks = loop.Hooks(
@@ -63,7 +75,6 @@ def _train(
     learning_rate=lambda i: float(next(iter(built.optimizer.schedules.values()))(i)),
     name_rows=lambda rows: _named(built, rows),
   )
-  log.say(f'loaded in {time.perf_counter() - began:.1f} s; the first step of each length compiles')
   last = loop.fit(
     plan, now, frozen, progress, step=built.train_step, batches=stream, hooks=hooks, log=log, checkpoints=checkpoints
   )
@@ -91,11 +102,13 @@ def _train(
   return metrics
 
 
-def _resumed(built: Run, trainable: Any, checkpoints: Checkpoints, log: Log) -> tuple[state.TrainState, loop.Progress]:
+def _resumed(
+  built: Run, start: state.TrainState | None, checkpoints: Checkpoints, log: Log
+) -> tuple[state.TrainState, loop.Progress]:
   found = checkpoints.restore(state.storable(built.abstract_state))
   if found is None:
     log.resume(-1)
-    return built.start(trainable), loop.Progress()
+    return start or built.start(built.load()[0]), loop.Progress()
   log.resume(found.step)
   log.say(f'resumed at step {found.step} of {built.steps}')
   return state.restored(found.state), loop.Progress(**found.meta)

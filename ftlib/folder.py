@@ -7,52 +7,97 @@ import os
 import pathlib
 import re
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ftlib.base.errors import InputError, listing
+from ftlib.base.errors import InputError, did_you_mean, listing
 from ftlib.io import workdir as files
-from ftlib.run import Run
+
+if TYPE_CHECKING:
+  from ftlib.run import Run  # which imports this file
 
 _MAY_CHANGE = re.compile(
-  r'^(train\.(steps|epochs|eval_every|eval_batch_size|log_every|patience|min_delta)|checkpoint\.\w+|mesh\.shape|'
-  r'model\.(remat|pretrained)|data\.path)$'  # the last two are compared by content
+  r'^(train\.(steps|epochs|eval_every|eval_batch_size|log_every|patience|min_delta)|mesh\.shape|'
+  r'checkpoint\.(every|keep_last|keep_best)|model\.(remat|pretrained)|data\.path)$'  # paths are compared by content
 )
-_OURS = ('config.json', 'run.json', 'metrics.jsonl', 'checkpoints')
+_NAMES = {'data': 'data.path (its content)', 'weights': 'model.pretrained (its content)', 'labels': 'the label list'}
+_OURS = (
+  *('config.json', 'run.json', 'env.json', 'summary.json', 'metrics.jsonl', 'report.html'),
+  *('checkpoints', 'eval', 'tensorboard'),
+)
+
+
+def check_free(workdir: pathlib.Path) -> None:
+  """Raises `InputError` where the folder is a file, or in use by another process. Changes nothing."""
+  if workdir.exists() and not workdir.is_dir():
+    raise InputError(f'--workdir={workdir} is a file; give a folder')
+  files.Lock.check(workdir)
+
+
+def check(workdir: pathlib.Path, config: Mapping[str, Any], run: Run) -> None:
+  """Raises `InputError`, with the differences, where the folder holds another run or somebody's files of the same
+  names. Changes nothing."""
+  there = [n for n in _OURS if (workdir / n).exists()]
+  if not there or (there == ['run.json'] and _identity(workdir)):  # the latter: killed while it was claimed
+    return
+  if not _is_run(workdir):
+    raise InputError(
+      f'--workdir={workdir} holds {", ".join(there)}, and is no run folder of train.py; nothing of it is overwritten\n'
+      '  give another --workdir'
+    )
+  before, now = files.read_json(workdir / 'run.json'), json.loads(json.dumps(run.identity))
+  stored = files.read_json(workdir / 'config.json')
+  changes = _changes(stored, config) + [
+    f'{_NAMES[k]}: {_brief(before.get(k))} -> {_brief(now[k])}' for k in now if before.get(k) != now[k]
+  ]
+  if changes:
+    raise InputError(
+      f'--workdir={workdir} belongs to another run; it differs in\n{listing(changes)}\n'
+      f'  give another --workdir, or what it was made with: --config={workdir / "config.json"}'
+    )
 
 
 def claim(workdir: pathlib.Path, config: Mapping[str, Any], run: Run) -> None:
-  """Makes the folder this run's, or finds that it is. Raises `InputError` with the difference where it is another's."""
-  stored = workdir / 'config.json'
-  identity = json.loads(json.dumps(run.identity))
-  if stored.exists() and (workdir / 'run.json').exists():
-    changes = _changes(files.read_json(stored), config)
-    before = files.read_json(workdir / 'run.json')
-    names = {'data': 'data.path (its content)', 'weights': 'model.pretrained (its content)', 'labels': 'the label list'}
-    changes += [
-      f'{names[k]}: {_short(before.get(k))} -> {_short(identity[k])}' for k in identity if before.get(k) != identity[k]
-    ]
-    if changes:
-      raise InputError(
-        f'{workdir} belongs to another run; it differs in\n{listing(changes)}\n'
-        '  give another --workdir, or the config it was made with'
-      )
-  else:
-    there = [n for n in _OURS if (workdir / n).exists()]
-    if there:
-      raise InputError(f'{workdir} holds {", ".join(there)} but not a whole run; give another --workdir')
-  files.write_json(workdir / 'run.json', identity)
-  files.write_json(stored, config)
+  """Makes the folder this run's, once it is `check`ed and locked."""
+  check(workdir, config, run)
+  files.write_json(workdir / 'run.json', run.identity)
+  files.write_json(workdir / 'config.json', config)
 
 
 def stored(workdir: pathlib.Path) -> tuple[dict[str, Any], list]:
-  """(config, label list) of a run folder. Raises `InputError` where it is none."""
+  """(config, label list) to build a run anew that has checkpoints. Raises `InputError` where the folder is none."""
+  config, identity = read(workdir, field=f'--workdir={workdir}')
+  return started(config), identity['labels']
+
+
+def read(workdir: pathlib.Path, *, field: str) -> tuple[dict[str, Any], dict[str, Any]]:
+  """(config, identity) as they are stored. Raises `InputError` naming `field` where the folder is none of a run."""
   if not workdir.is_dir():
-    raise InputError(f'--workdir={workdir}: there is no such folder')
-  if not (workdir / 'config.json').exists() or not (workdir / 'run.json').exists():
-    raise InputError(f'--workdir={workdir} is no run folder: it holds no config.json and run.json of train.py')
-  return files.read_json(workdir / 'config.json'), files.read_json(workdir / 'run.json')['labels']
+    parent = workdir.absolute().parent
+    near = did_you_mean(workdir.name, [p.name for p in parent.iterdir() if p.is_dir()]) if parent.is_dir() else ''
+    raise InputError(f'{field}: there is no such folder{near}')
+  if not _is_run(workdir):
+    raise InputError(f'{field} is no run folder: it lacks a config.json and run.json of train.py')
+  return files.read_json(workdir / 'config.json'), files.read_json(workdir / 'run.json')
+
+
+def started(config: Mapping[str, Any]) -> dict[str, Any]:
+  """The config of a run that has checkpoints: the adapter it started from is in them, and need not be there."""
+  return {**config, 'model': {**config['model'], 'adapter': ''}}
+
+
+def changed(workdir: pathlib.Path, run: Run) -> list[str]:
+  """A note where the data are not those of the training. Raises `InputError` where the base model is another."""
+  before = files.read_json(workdir / 'run.json')
+  if before['weights'] != run.identity['weights']:
+    raise InputError(
+      f'model.pretrained={run.settings.model.pretrained} has changed since {workdir} was trained on it: '
+      f'{_brief(before["weights"])} -> {_brief(run.identity["weights"])}\n'
+      '  its checkpoints fit the former weights, config.json and tokenizer only; put them back'
+    )
+  same = before['data'] == run.identity['data']
+  return [] if same else [f'{run.settings.data.path} is not what the run was trained on: its content has changed']
 
 
 def write_evaluation(
@@ -65,7 +110,10 @@ def write_evaluation(
 ) -> None:
   """`eval/<split>.json` and `eval/<split>_predictions.jsonl`."""
   folder = workdir / 'eval'
-  folder.mkdir(exist_ok=True)
+  try:
+    folder.mkdir(exist_ok=True)
+  except OSError as e:
+    raise InputError(f'cannot write to {folder}: {e}') from e
   rows = run.dataset.splits[split]
   target = folder / f'{split}_predictions.jsonl'
   draft = target.with_suffix('.tmp')
@@ -77,6 +125,22 @@ def write_evaluation(
     folder / f'{split}.json',
     {'metrics': metrics, 'n': len(rows), 'checkpoint': step, 'labels': list(run.task.labels)},
   )
+
+
+def _is_run(workdir: pathlib.Path) -> bool:
+  """Whether config.json and run.json are ours, and not just called so."""
+  try:
+    return isinstance(files.read_json(workdir / 'config.json')['model'], dict) and _identity(workdir)
+  except (OSError, InputError, TypeError, KeyError):
+    return False
+
+
+def _identity(workdir: pathlib.Path) -> bool:
+  """Whether run.json is ours."""
+  try:
+    return set(_NAMES) <= set(files.read_json(workdir / 'run.json'))
+  except (OSError, InputError, TypeError):
+    return False
 
 
 def _changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
@@ -93,6 +157,11 @@ def _flat(tree: Mapping[str, Any], prefix: str = '') -> dict[str, Any]:
   for key, value in tree.items():
     out.update(_flat(value, f'{prefix}{key}.') if isinstance(value, Mapping) else {f'{prefix}{key}': value})
   return out
+
+
+def _brief(value: Any) -> str:
+  """A fingerprint's first digits, or a list."""
+  return value[:12] if isinstance(value, str) else _short(value)
 
 
 def _short(value: Any) -> str:

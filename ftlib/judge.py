@@ -9,7 +9,7 @@ import numpy as np
 
 from ftlib import folder, show
 from ftlib import run as runs
-from ftlib.base.errors import InputError
+from ftlib.base.errors import InputError, did_you_mean
 from ftlib.base.types import Params
 from ftlib.evals import report
 from ftlib.io.checkpoint import Checkpoints
@@ -21,9 +21,13 @@ def run(workdir: str | None, *, split: str, checkpoint: str) -> dict[str, Any]:
   """Evaluates and writes; gives the metrics."""
   if not workdir:
     raise InputError('give the run folder: --workdir=runs/NAME')
-  where = pathlib.Path(workdir)
+  where = pathlib.Path(workdir).expanduser()
   config, labels = folder.stored(where)
+  with Checkpoints(where / 'checkpoints', readonly=True) as checkpoints:
+    _step(checkpoints, checkpoint, where)
   built = runs.build(config, labels=labels, split=split)
+  for note in [*built.notes, *folder.changed(where, built)]:
+    print(f'      note  {note}')
   trainable, frozen, step = restored(built, where, checkpoint)
   metrics, predictions = built.evaluate(trainable, frozen, split)
   folder.write_evaluation(where, built, split, metrics, predictions, step)
@@ -35,9 +39,8 @@ def run(workdir: str | None, *, split: str, checkpoint: str) -> dict[str, Any]:
 def restored(built: Run, where: pathlib.Path, checkpoint: str) -> tuple[Params, Params, int]:
   """(trainable, frozen, step) of a checkpoint: 'best', 'last' or the number of a step."""
   with Checkpoints(where / 'checkpoints', readonly=True) as checkpoints:
-    found = checkpoints.restore(state.storable(built.abstract_state), step=_step(checkpoints, checkpoint))
-  if found is None:
-    raise InputError(f'{where} holds no checkpoint yet')
+    step = _step(checkpoints, checkpoint, where)
+    found = checkpoints.restore(state.storable(built.abstract_state), step=step)
   return found.state.trainable, built.load()[1], found.step
 
 
@@ -50,11 +53,17 @@ def metric_names(built: Run) -> list[str]:
   return ['loss', *(n for n, v in metrics.items() if isinstance(v, int | float))]
 
 
-def _step(checkpoints: Checkpoints, wanted: str) -> int | None:
+def _step(checkpoints: Checkpoints, wanted: str, where: pathlib.Path) -> int | None:
+  """The number of a checkpoint; None for the newest that can be read."""
+  steps = checkpoints.steps()
+  if not steps:
+    raise InputError(f'--workdir={where} holds no checkpoint yet; train.py saves them')
   if wanted == 'last':
     return None
   if wanted == 'best':
     return checkpoints.best()
-  if not wanted.isdigit():
-    raise InputError(f'--checkpoint={wanted}: best, last or the number of a step')
+  if not wanted.isdecimal() or int(wanted) not in steps:
+    there = ', '.join(map(str, steps))
+    near = did_you_mean(wanted, ('best', 'last'))
+    raise InputError(f'--checkpoint={wanted}{near}: wanted best, last or the number of a step; {where} has {there}')
   return int(wanted)

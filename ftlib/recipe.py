@@ -26,11 +26,13 @@ DTYPES = ('float32', 'bfloat16')
 
 @dataclasses.dataclass(frozen=True)
 class ModelSettings:
-  """`pretrained`: hub id, folder or `package:import_name/path`. `adapter`: run folder to start the trainable
+  """`pretrained`: hub id, folder or `package:import_name/path`. `family`: a file of ftlib/models or a dotted module;
+  '' goes by `config.json`'s model_type. `adapter`: run folder to start the trainable
   parameters from. `layers`: 'unroll' or 'scan' (compiles alike layers once). `remat`: what the backward pass computes
   again. `allow_config`: pattern of unknown `config.json` keys that are harmless."""
 
   pretrained: str = ''
+  family: str = ''
   adapter: str = ''
   layers: str = setting('unroll', choices=('unroll', 'scan'))
   remat: str = setting('none', choices=tuple(stack.REMAT))
@@ -143,12 +145,19 @@ def recipe(*, task: str, method: str, optim: str, objective: str = '', seed: int
   return config
 
 
-def component_section(section: str, name: str) -> config_dict.ConfigDict:
-  """A component's section with its defaults, `name` first."""
-  module = lookup.component(COMPONENTS[section], name, field=f'{section}.name')
+def component_section(section: str, name: str, **values: Any) -> config_dict.ConfigDict:
+  """A component's section, `name` first, with its defaults where `values` has nothing."""
   out = config_dict.ConfigDict({'name': name})
-  out.update(settings.section(_dataclass(section, module)))
+  out.update(settings.section(dataclass_of(section, name), **values))
   return out
+
+
+def dataclass_of(section: str, name: str = '') -> type:
+  """The dataclass that a section is read through; `name` is the component's, in the sections of `COMPONENTS`."""
+  if section in PLAIN:
+    return PLAIN[section]
+  module = lookup.component(COMPONENTS[section], name, field=f'{section}.name')
+  return chain.config_of(module) if section == 'optim' else module.Config
 
 
 def read(config: Mapping[str, Any]) -> Settings:
@@ -160,13 +169,16 @@ def read(config: Mapping[str, Any]) -> Settings:
   missing = [k for k in known if k not in config]
   if missing:
     raise InputError(f'the config lacks the section {missing[0]}; build it with ftlib.recipe.recipe(...)')
+  flat = [n for n in known[1:] if not isinstance(config[n], Mapping | config_dict.ConfigDict)]
+  if flat:
+    raise InputError(f'{flat[0]}={config[flat[0]]!r} is a section of the config; set {flat[0]}.FIELD')
   got: dict[str, Any] = {n: settings.read(d, config[n], where=n) for n, d in PLAIN.items()}
   names, modules = {}, {}
   for section, folder in COMPONENTS.items():
     values = dict(config[section])
     names[section] = values.pop('name', '')
     modules[section] = lookup.component(folder, names[section], field=f'{section}.name')
-    got[section] = settings.read(_dataclass(section, modules[section]), values, where=section)
+    got[section] = settings.read(dataclass_of(section, names[section]), values, where=section)
   seed = config['seed']
   if not isinstance(seed, int) or isinstance(seed, bool) or not 0 <= seed < 2**31:
     raise InputError(f'seed={seed!r}: wanted a whole number from 0 to 2147483647')
@@ -179,5 +191,12 @@ def read(config: Mapping[str, Any]) -> Settings:
   return Settings(seed=seed, names=names, modules=modules, **got)
 
 
-def _dataclass(section: str, module: ModuleType) -> type:
-  return chain.config_of(module) if section == 'optim' else module.Config
+def expanded(config: Mapping[str, Any]) -> config_dict.ConfigDict:
+  """A config with every field of every section, in the order of their dataclasses. Raises what `read` raises."""
+  s = read(config)
+  out = config_dict.ConfigDict({'seed': s.seed})
+  for name in PLAIN:
+    out[name] = settings.section(PLAIN[name], **dataclasses.asdict(getattr(s, name)))
+  for name in COMPONENTS:
+    out[name] = component_section(name, s.names[name], **dataclasses.asdict(getattr(s, name)))
+  return out

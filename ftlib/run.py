@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import hashlib
+import json
 import pathlib
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -15,16 +17,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ftlib import recipe
+from ftlib import adapter, recipe
+from ftlib.adapter import Adapter
 from ftlib.base import layout, lookup, trees
-from ftlib.base.errors import InputError, did_you_mean
+from ftlib.base.errors import Diverged, InputError, did_you_mean
 from ftlib.base.layout import Layout
 from ftlib.base.types import Batch, ParamInfo, Params
 from ftlib.data import batches, preparation, tokens
 from ftlib.data.batches import Examples
 from ftlib.evals import evaluate
 from ftlib.io import hf
-from ftlib.models import stack
+from ftlib.models import hf_config, stack
 from ftlib.optim import chain
 from ftlib.optim.chain import Optimizer
 from ftlib.peft.method import Method
@@ -35,10 +38,12 @@ from ftlib.train.compiled import Compiled
 from ftlib.train.state import TrainState
 from ftlib.train.step import make_eval_step, make_train_step
 
+_TOKENIZER = ('tokenizer*.json', 'vocab.*', 'merges.txt', '*.model')  # the files that token ids follow from
+
 
 @dataclasses.dataclass(frozen=True)
 class Base:
-  """A pretrained folder: its `config.json`, family module, tensors, and the fingerprint of both."""
+  """A pretrained folder: its `config.json`, family module, tensors, and the fingerprint of these and the tokenizer."""
 
   folder: pathlib.Path
   values: dict[str, Any]
@@ -62,9 +67,11 @@ class Run:
   edges: tuple[int, ...]
   method: Method
   match: hf.Match
+  adapter: Adapter | None
   trains: Callable[[str], bool]
   runs: list[tuple[int, int]]
   info: dict[str, ParamInfo]
+  objective: Callable
   optimizer: Optimizer
   order: batches.Order
   steps: int
@@ -80,20 +87,19 @@ class Run:
     """The trainable parameters."""
     return {n: i for n, i in self.info.items() if self.trains(stack.canonical(n))}
 
-  @functools.cached_property
-  def objective(self) -> Callable:
-    s = self.settings
-    return s.modules['objective'].build(s.objective, labels=self.task.labels, counts=self.task.counts)
-
   def load(self) -> tuple[Params, Params]:
-    """(trainable, frozen) at the start, on the mesh: the pretrained weights, and fresh values of what they lack."""
+    """(trainable, frozen) at the start, on the mesh: `model.adapter`, the pretrained weights, or else fresh values."""
     model, key = self.method.model, jax.random.key(self.settings.seed)
     frozen_dtype = jnp.dtype(self.settings.precision.frozen)
     fresh = trees.flatten(model.initial(key, [n for n in model.info() if n not in self.match.pairs]))
     flat: dict[str, Any] = {}
+    given = {} if self.adapter is None else self.adapter.values()
     for name in model.info():
       pair = self.match.pairs.get(name)
-      value = fresh[name] if pair is None else np.asarray(model.from_hf(name, self.base.weights.read(pair)))
+      if name in given:
+        value = given[name]
+      else:
+        value = fresh[name] if pair is None else np.asarray(model.from_hf(name, self.base.weights.read(pair)))
       flat[name] = value if self.trains(name) else value.astype(frozen_dtype)
     parts = trees.split(trees.unflatten(flat), self.trains)
     place = lambda name, x: jax.device_put(x, self.layout.param(self.info[name]))  # noqa: E731
@@ -146,10 +152,15 @@ class Run:
       yield rows, batch
 
   def evaluate(self, trainable: Params, frozen: Params, split: str) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-    """(metrics with the mean loss, predictions) of a split."""
+    """(metrics with the mean loss, predictions) of a split. Raises `Diverged` where these are not finite."""
     examples = self.examples[split]
     step = functools.partial(self.eval_step, trainable, frozen)
     means, predictions = evaluate.evaluate(step, self.eval_batches(split), rows=len(examples))
+    finite = [np.isfinite(p).reshape(len(p), -1).all(1) for p in predictions.values()]
+    faulty = np.flatnonzero(~np.all(finite, axis=0))
+    if len(faulty) or not np.isfinite(means['loss']):
+      first = f', the first {self.dataset.splits[split].where(int(faulty[0]))}' if len(faulty) else ''
+      raise Diverged(f'{split} loss {means["loss"]}, {len(faulty)} of {len(examples)} predictions not finite{first}')
     return {'loss': means['loss'], **self.task.metrics(examples, predictions)}, predictions
 
   def _placed(self, split: str, rows: np.ndarray, size: int) -> tuple[np.ndarray, Batch, int]:
@@ -188,8 +199,15 @@ def build(config: Mapping[str, Any], *, labels: list | None = None, split: str |
   notes = [*dataset.notes, *_match_notes(match, method)]
   fresh = set(match.fresh)
   trains = lambda name: method.trains(name) or name in fresh  # noqa: E731
+  objective = s.modules['objective'].build(s.objective, labels=task.labels, counts=task.counts)
+  start = None
+  if s.model.adapter:
+    start = adapter.find(
+      s.model.adapter, info=method.model.info(), trains=trains, weights=base.fingerprint, labels=list(task.labels)
+    )
+    notes += start.notes
   tokenizer = tokens.load(base.folder)
-  limit = min(s.train.max_length or arch.max_length, arch.max_length)
+  limit = _limit(s, tokenizer, positions=arch.max_length)
   wanted = list(dataset.splits) if split is None else [_known_split(dataset, split)]
   examples = {n: task.examples(dataset.splits[n], tokenizer, limit=limit) for n in wanted}
   for name, rows in examples.items():
@@ -213,9 +231,11 @@ def build(config: Mapping[str, Any], *, labels: list | None = None, split: str |
     edges=batches.buckets(lengths, count=s.train.buckets),
     method=method,
     match=match,
+    adapter=start,
     trains=trains,
     runs=runs,
     info=info,
+    objective=objective,
     optimizer=optimizer,
     order=order,
     steps=steps,
@@ -232,13 +252,24 @@ def _base(s: Settings) -> Base:
     for kind in module.MODEL_TYPES
   }
   kind = values['model_type']
+  if s.model.family:
+    families = {kind: lookup.component('models', s.model.family, field='model.family')}
   if kind not in families:
     raise InputError(
       f'{folder / "config.json"}: model_type={kind!r} is no family that ftlib has{did_you_mean(kind, families)}\n'
       f'  known: {", ".join(sorted(families))}'
     )
   weights = hf.Weights(folder)
-  return Base(folder, values, families[kind], weights, weights.fingerprint())
+  return Base(folder, values, families[kind], weights, _fingerprint(folder, values, weights))
+
+
+def _fingerprint(folder: pathlib.Path, values: Mapping[str, Any], weights: hf.Weights) -> str:
+  """SHA-256 of what a model computes from a text, wherever the folder lies."""
+  meant = {k: v for k, v in values.items() if k not in hf_config.HARMLESS or k == 'model_type'}
+  h = hashlib.sha256(weights.fingerprint().encode() + json.dumps(meant, sort_keys=True).encode())
+  for path in sorted(p for pattern in _TOKENIZER for p in folder.glob(pattern)):
+    h.update(path.name.encode() + path.read_bytes())
+  return h.hexdigest()
 
 
 def _info(method: Method, trains: Callable[[str], bool], *, scan: bool) -> tuple[dict[str, ParamInfo], list]:
@@ -267,6 +298,17 @@ def _known_split(dataset: preparation.Dataset, split: str) -> str:
   if split not in dataset.splits:
     raise InputError(f'--split={split}: the data has {", ".join(dataset.splits)}{did_you_mean(split, dataset.splits)}')
   return split
+
+
+def _limit(s: Settings, tokenizer: Any, *, positions: int) -> int:
+  """The tokens that a row is cut to."""
+  special = tokenizer.num_special_tokens_to_add(pair=bool(getattr(s.task, 'pair', '')))
+  if 0 < s.train.max_length <= special:
+    raise InputError(
+      f'train.max_length={s.train.max_length} leaves no room for text beside the {special} special tokens of a row; '
+      f'raise it, or give 0 for the {positions} tokens that the model has positions for'
+    )
+  return min(s.train.max_length or positions, positions)
 
 
 def _match_notes(match: hf.Match, method: Method) -> list[str]:

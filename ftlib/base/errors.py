@@ -7,6 +7,7 @@ An `FtlibError` is printed on stderr without a traceback (`--traceback` shows it
 from __future__ import annotations
 
 import difflib
+import traceback
 from collections.abc import Iterable
 
 
@@ -47,3 +48,16 @@ def listing(items: Iterable[object], *, limit: int = 12) -> str:
   if len(items) > limit:
     lines.append(f'  ... and {len(items) - limit} more')
   return '\n'.join(lines)
+
+
+def fault(e: BaseException, *, file: str = '') -> str:
+  """An exception of the user's own code as one line: 'my_lab/odd.py:12: NameError: ...', with the line below it.
+
+  The place is that of a syntax error, else the innermost in `file` (the end of its path), else the innermost of all.
+  """
+  text = f'{type(e).__name__}: {" ".join(str(getattr(e, "msg", e)).split())[:300]}'
+  if isinstance(e, SyntaxError) and e.filename:
+    return f'{e.filename}:{e.lineno}: {text}\n  {(e.text or "").strip()}'
+  frames = traceback.extract_tb(e.__traceback__)
+  inside = [f for f in frames if file and f.filename.endswith(file)] or frames
+  return f'{inside[-1].filename}:{inside[-1].lineno}: {text}\n  {inside[-1].line}' if inside else text

@@ -6,6 +6,7 @@ the package. A component file exposes `Config` (a frozen dataclass) and `build`.
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 import importlib.util
 import pathlib
@@ -13,7 +14,7 @@ import re
 import sys
 from types import ModuleType
 
-from ftlib.base.errors import InputError, did_you_mean
+from ftlib.base.errors import InputError, did_you_mean, fault
 
 _PACKAGE = pathlib.Path(__file__).resolve().parent.parent
 
@@ -39,29 +40,48 @@ def component(folder: str, name: str, *, field: str) -> ModuleType:
   if not name or not isinstance(name, str):
     raise InputError(f'{field} is empty; it names a file of ftlib/{folder}: {", ".join(names(folder))}')
   if '.' in name:
-    return _outside(name, field)
+    return _outside(folder, name, field)
   known = names(folder)
   if name not in known:
     raise InputError(
       f'{field}={name!r} is no component of ftlib/{folder}{did_you_mean(name, known)}\n'
       f'  known: {", ".join(known)}\n  code of your own: a dotted module name, such as my_lab.{name}'
     )
-  return importlib.import_module(f'ftlib.{folder}.{name}')
+  return _imported(f'ftlib.{folder}.{name}', f'{field}={name!r}')
 
 
-def _outside(name: str, field: str) -> ModuleType:
+def _outside(folder: str, name: str, field: str) -> ModuleType:
   if '' not in sys.path and str(pathlib.Path.cwd()) not in sys.path:
     sys.path.insert(0, str(pathlib.Path.cwd()))  # `python train.py` puts train.py's folder there, not the user's
-  try:
-    module = importlib.import_module(name)
-  except ImportError as e:
-    raise InputError(
-      f'{field}={name!r} cannot be imported: {e}\n  it is looked for on PYTHONPATH and in {pathlib.Path.cwd()}'
-    ) from e
+  module = _imported(name, f'{field}={name!r}')
   missing = [w for w in ('Config', 'build') if not hasattr(module, w)]
   if missing:
     raise InputError(
       f'{field}={name!r} ({module.__file__}) lacks {" and ".join(missing)}; a component file defines a frozen '
       'dataclass Config and a function build'
     )
+  bare = '' if folder == 'models' else _without_default(module.Config)  # a model's come from its config.json
+  if bare:
+    raise InputError(
+      f'{field}={name!r} ({module.__file__}): Config must be a frozen dataclass with a default for every field; {bare}'
+    )
   return module
+
+
+def _imported(name: str, field: str) -> ModuleType:
+  try:
+    return importlib.import_module(name)
+  except Exception as e:  # code of the user's: anything
+    absent = isinstance(e, ModuleNotFoundError) and e.name and f'{name}.'.startswith(f'{e.name}.')
+    looked = f'{e}\n  it is looked for on PYTHONPATH and in {pathlib.Path.cwd()}'
+    why = looked if absent else fault(e, file=name.replace('.', '/') + '.py')
+    raise InputError(f'{field} cannot be imported: {why}') from e
+
+
+def _without_default(config: type) -> str:
+  """What keeps a class from being a section, or the empty string."""
+  if not dataclasses.is_dataclass(config) or not config.__dataclass_params__.frozen:
+    return 'it is none'
+  empty = dataclasses.MISSING
+  names = [f.name for f in dataclasses.fields(config) if f.default is empty and f.default_factory is empty]
+  return f'{", ".join(names)} {"have" if len(names) > 1 else "has"} none' if names else ''

@@ -9,7 +9,9 @@ is read back through its dataclass.
 
 from __future__ import annotations
 
+import ast
 import dataclasses
+import math
 import types
 import typing
 from collections.abc import Mapping
@@ -21,6 +23,7 @@ from ftlib.base.errors import InputError, did_you_mean
 
 T = TypeVar('T')
 _MARK = 'ftlib.setting'
+_WORDS = {bool: 'true or false', int: 'a whole number', float: 'a number', str: 'a text', types.NoneType: 'none'}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,6 +92,47 @@ def read(config: type[T], values: Mapping[str, Any], *, where: str) -> T:
     raise InputError(f'{where}: {e}') from e
 
 
+def from_text(config: type, key: str, text: str | None, *, where: str) -> Any:
+  """The value of a field that a command line wrote as `text`; see `parsed`.
+
+  Raises `InputError` naming `where.key` for an unknown key (with the nearest known one) and a text of another type.
+  """
+  if key not in {f.name for f in dataclasses.fields(config)}:
+    raise InputError(_unknown(config, key, where))
+  return parsed(typing.get_type_hints(config)[key], text, where=f'{where}.{key}')
+
+
+def parsed(hint: Any, text: str | None, *, where: str) -> Any:
+  """`text` as a value of the type `hint`; None stands for a flag without a value, which is true."""
+  kinds = _kinds(hint)
+  if text is None and bool not in kinds:
+    raise InputError(f'--config.{where} has no value; write --config.{where}=VALUE')
+  for kind in (k for k in _PARSERS if k in kinds):
+    try:
+      return _PARSERS[kind]('true' if text is None else text)
+    except (ValueError, SyntaxError, KeyError):
+      continue
+  wanted = ' or '.join(_WORDS.get(k, f'a {k.__name__}') for k in kinds)
+  raise InputError(f'--config.{where}={text}: wanted {wanted}')
+
+
+def _dict(text: str) -> dict:
+  value = ast.literal_eval(text)
+  if not isinstance(value, dict):
+    raise ValueError(text)
+  return value
+
+
+_PARSERS = {
+  types.NoneType: lambda text: {'none': None, 'null': None}[text.lower()],
+  bool: lambda text: {'true': True, '1': True, 'yes': True, 'false': False, '0': False, 'no': False}[text.lower()],
+  int: int,
+  float: float,
+  dict: _dict,
+  str: str,
+}
+
+
 def _checked(value: Any, hint: Any, field: dataclasses.Field, where: str) -> Any:
   kinds = _kinds(hint)
   if isinstance(value, list):
@@ -98,6 +142,8 @@ def _checked(value: Any, hint: Any, field: dataclasses.Field, where: str) -> Any
   if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds):
     wanted = ' or '.join('none' if k is type(None) else k.__name__ for k in kinds)
     raise InputError(f'{where}={value!r} is {type(value).__name__}; wanted {wanted}')
+  if isinstance(value, float) and not math.isfinite(value):
+    raise InputError(f'{where}={value} is not finite; wanted a finite number')
   bounds: _Bounds | None = field.metadata.get(_MARK)
   if bounds is None or value is None:
     return value
@@ -113,7 +159,7 @@ def _checked(value: Any, hint: Any, field: dataclasses.Field, where: str) -> Any
     (bounds.below, lambda x, b: x < b, 'below'),
   )
   for bound, holds, words in rules:
-    if bound is not None and not holds(value, bound):  # a NaN holds nowhere, and is refused here
+    if bound is not None and not holds(value, bound):
       raise InputError(f'{where}={value!r} is out of range; it must be {words} {bound}')
   return value
 

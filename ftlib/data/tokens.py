@@ -15,6 +15,7 @@ import numpy as np
 from ftlib.base.errors import InputError
 
 _CHUNK = 1024
+_VOCABULARIES = ('tokenizer.json', 'vocab.txt', 'vocab.json', '*.model')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,6 +45,10 @@ def load(folder: pathlib.Path) -> Any:
   import transformers
 
   transformers.logging.set_verbosity_error()
+  if not any(next(folder.glob(pattern), None) for pattern in _VOCABULARIES):  # transformers would make an empty one
+    raise InputError(
+      f'{folder} holds no tokenizer: none of {", ".join(_VOCABULARIES)}; copy them from the model that it was made from'
+    )
   try:
     tokenizer = transformers.AutoTokenizer.from_pretrained(str(folder), trust_remote_code=False)
   except Exception as e:  # transformers raises many kinds here: OSError, ValueError, KeyError, tokenizers' own

@@ -266,7 +266,7 @@ class Checkpoints:
         else:
           self._set_aside(corrupt, unloadable, found)
           return restored
-      if (self._folder / str(found)).exists():  # else the writer's retention overtook this reader
+      if os.path.lexists(self._folder / str(found)):  # else the writer's retention overtook this reader
         failed[found] = why
     if reasons := self._reasons(corrupt | unloadable):
       raise InputError(

@@ -122,17 +122,28 @@ class Lock:
     try:
       fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-      owner = _owner(self._file)
+      text = _in_use(folder, self._file)
       self._file.close()
-      raise InputError(
-        f'run folder {folder} is in use by {owner}; wait for it, end it, or choose another folder'
-      ) from None
+      raise InputError(text) from None
     except OSError as e:  # some network file systems have no locks: better a run without one than no run
       _log.warning('run folder %s cannot be locked (%s): start no second run on it', folder, e)
     start = time.strftime('%Y-%m-%d %H:%M:%S')
     self._file.truncate(0)
     self._file.write(json.dumps({'pid': os.getpid(), 'host': socket.gethostname(), 'start': start}) + '\n')
     self._file.flush()
+
+  @staticmethod
+  def check(workdir: str | os.PathLike[str]) -> None:
+    """Raises the `InputError` of a folder that is in use, and touches nothing."""
+    file = Path(workdir) / '.lock'
+    if file.is_file():
+      with open(file, encoding='utf-8') as f:
+        try:
+          fcntl.flock(f, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+          raise InputError(_in_use(workdir, f)) from None
+        except OSError:
+          pass  # a file system without locks
 
   def close(self) -> None:
     self._file.close()  # the file stays: removing it would let two processes lock two files of one name
@@ -194,6 +205,10 @@ def _version(package: str) -> str | None:
     from ftlib import __version__
 
     return __version__ if package == 'ftlib' else None  # a plain checkout on the path has no metadata
+
+
+def _in_use(folder: str | os.PathLike[str], file: Any) -> str:
+  return f'run folder {folder} is in use by {_owner(file)}; wait for it, end it, or choose another folder'
 
 
 def _owner(file: Any) -> str:

@@ -149,4 +149,3 @@ class Model:
 
 
 _LEAVES = {'kernel': 'weight', 'table': 'weight', 'scale': 'weight', 'bias': 'bias'}
-

@@ -15,6 +15,7 @@ from types import FrameType
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from ftlib.base.errors import Diverged, Stopped
@@ -89,9 +90,15 @@ def fit(
       evaluates = last or done % plan.eval_every == 0
       saves = last or done % plan.save_every == 0 or bool(signals.caught)
       watch.end(done, rows, sums, tokens, progress, settle=evaluates or saves)
+      if evaluates or saves:
+        watch.check(done, rows, state.trainable)
       metric = None
       if evaluates:
-        metric = _evaluated(plan, hooks.evaluate(state.trainable, frozen), progress, log, done)
+        try:
+          metrics = hooks.evaluate(state.trainable, frozen)
+        except Diverged as e:
+          raise watch.diverged(f'step {done}: {e}', rows) from None
+        metric = _evaluated(plan, metrics, progress, log, done)
         saves = saves or progress.best_step == done or progress.out_of_patience(plan)
       if saves:
         checkpoints.save(done, storable(state), dataclasses.asdict(progress), metric=metric)
@@ -114,6 +121,11 @@ def _evaluated(plan: Plan, metrics: dict[str, Any], progress: Progress, log: Any
     progress.evaluations_without_gain += 1
   log.say(f'step {done}  validation {plan.metric} {value:.4f}  (best {progress.best:.4f} at {progress.best_step})')
   return value
+
+
+@jax.jit
+def _finite(tree: Params) -> Any:
+  return jax.tree.map(lambda x: jnp.isfinite(x).all(), tree)
 
 
 class _Watch:
@@ -154,11 +166,7 @@ class _Watch:
     total, weight = sums['loss']
     loss = float(total) / max(float(weight), 1e-30)
     if not (math.isfinite(loss) and math.isfinite(norm)):
-      raise Diverged(
-        f'step {done}: loss {loss}, gradient norm {norm}; nothing of this step was saved. Its rows:\n  '
-        + '\n  '.join(self._hooks.name_rows(rows))
-        + '\n  lower optim.learning_rate, set optim.clip_norm, or look at these rows'
-      )
+      raise self.diverged(f'step {done}: loss {loss}, gradient norm {norm}', rows)
     for name, pair in sums.items():
       self._sums[name] = self._sums.get(name, 0) + np.asarray(pair, np.float64)
     rate = self._hooks.learning_rate(done - 1)
@@ -168,6 +176,19 @@ class _Watch:
       self._log.row(done, 'train', {**means, 'learning_rate': rate, 'grad_norm': norm, 'tokens_per_second': speed})
       self._sums, self._tokens, self._seconds = {}, 0, 0.0
     self._log.progress(done, loss=loss, learning_rate=rate, tokens_per_second=speed)
+
+  def check(self, done: int, rows: np.ndarray, trainable: Params) -> None:
+    """Raises `Diverged` where a parameter is not finite: an update can overflow though loss and gradient did not."""
+    if not all(jax.tree.leaves(jax.device_get(_finite(trainable)))):
+      raise self.diverged(f'step {done}: the update left parameters that are NaN or infinite', rows)
+
+  def diverged(self, what: str, rows: np.ndarray) -> Diverged:
+    """The error that names the rows of a step."""
+    return Diverged(
+      f'{what}; nothing of this step was saved. Its rows:\n  '
+      + '\n  '.join(self._hooks.name_rows(rows))
+      + '\n  lower optim.learning_rate, set optim.clip_norm, or look at these rows'
+    )
 
   def _warn_of_shapes(self, done: int) -> None:
     shapes = self._step.shapes

@@ -43,7 +43,7 @@ def make_train_step(apply: Apply, objective: Callable[..., Sums], tx: optax.Grad
     updates, opt = tx.update(grads, state.opt, state.trainable)
     trainable = optax.apply_updates(state.trainable, updates)
     state = TrainState(state.step + 1, trainable, opt, state.key)
-    return state, {**sums, 'grad_norm': optax.global_norm(grads)}
+    return state, {**sums, 'grad_norm': optax.tree.norm(grads)}
 
   return train_step
 

@@ -66,6 +66,7 @@ def _delete(step):
 def _other(step):
   yield 'empty newer step', lambda: (step.parent / '99').mkdir()
   yield 'file named as a newer step', lambda: (step.parent / '99').write_text('x')
+  yield 'link to nowhere', lambda: (step.parent / '99').symlink_to('nowhere')
   yield 'emptied', lambda: (shutil.rmtree(step), step.mkdir())
   yield 'stray file', lambda: (step / 'state/stray').write_text('x')
   yield 'garbage meta', lambda: (step / 'meta.json').write_text('{]')
@@ -81,7 +82,7 @@ def test_mutations_fall_back_to_the_newest_good_step(saved, tmp_path, caplog, ki
   for i, name in enumerate(names):
     folder = Path(shutil.copytree(saved, tmp_path / str(i)))
     dict(kind(folder / '20'))[name]()
-    bad, good = (99, 20) if (folder / '99').exists() else (20, 10)
+    bad, good = (99, 20) if os.path.lexists(folder / '99') else (20, 10)
     caplog.clear()
     with Checkpoints(folder) as c:
       got = c.restore(TARGET)

@@ -1,0 +1,75 @@
+"""Times ftlib's own training steps on demand, under the protocol of `torch_speed.py`.
+
+  python benchmarks/peers/ftlib_speed.py --model DIR --data DIR --method lora --max-length 128
+
+A run is built from a config like any other: its own tokens, order, buckets and compiled step. Before `ready` one step
+of each length is compiled; `go N` times N steps with their batches made beforehand, as the peer's are.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import sys
+import time
+
+from ftlib import cli  # noqa: F401 - sets the environment before JAX is imported
+
+import jax  # isort: skip
+
+from ftlib import recipe
+from ftlib import run as runs
+
+
+def main() -> None:
+  parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+  parser.add_argument('--model', required=True)
+  parser.add_argument('--data', required=True)
+  parser.add_argument('--method', choices=('lora', 'full'), default='lora')
+  parser.add_argument('--max-length', type=int, default=128)
+  args = parser.parse_args()
+  with contextlib.redirect_stdout(sys.stderr):
+    run = build(args)
+    trainable, frozen = run.load()
+    state = run.start(trainable)
+    seen: set[int] = set()
+    done = 0
+    while len(seen) < len(run.edges) and done < 400:  # one step of each length: nothing is compiled while timed
+      _, batch, _ = run.batch(done)
+      if batch['tokens'].shape[1] not in seen:
+        seen.add(batch['tokens'].shape[1])
+        state, sums = run.train_step(state, frozen, batch)
+      done += 1
+    jax.block_until_ready(state.trainable)
+  print('ready', json.dumps({'compile_seconds': run.train_step.seconds, 'lengths': sorted(seen)}), flush=True)
+  done = 0
+  for line in sys.stdin:
+    words = line.split()
+    if words[:1] == ['quit']:
+      return
+    steps = int(words[1])
+    chosen = [run.batch(done + i) for i in range(steps)]
+    jax.block_until_ready([b for _, b, _ in chosen])
+    start = time.perf_counter()
+    for _, batch, _ in chosen:
+      state, sums = run.train_step(state, frozen, batch)
+    jax.block_until_ready(state.trainable)
+    seconds = time.perf_counter() - start
+    done += steps
+    loss = float(sums['loss'][0] / sums['loss'][1])
+    tokens = sum(t for _, _, t in chosen)
+    print(json.dumps({'seconds': seconds, 'steps': steps, 'tokens': tokens, 'loss': loss}), flush=True)
+
+
+def build(args: argparse.Namespace) -> runs.Run:
+  """The peer's setting: 2 labels, batch 32, LoRA of rank 8 and alpha 16 with dropout 0.1 on q and v, clip 1."""
+  c = recipe.recipe(task='classify', method=args.method, optim='adamw')
+  c.model.pretrained, c.data.path = args.model, args.data
+  c.train.max_length, c.train.steps = args.max_length, 100_000
+  c.optim.learning_rate = {'lora': 1e-3, 'full': 2e-5}[args.method]
+  return runs.build(c)
+
+
+if __name__ == '__main__':
+  main()

@@ -1,0 +1,251 @@
+"""What every method of ftlib/peft keeps, and one from outside the package: found by listing the folder.
+
+A method added tomorrow is held to all of this by its file alone.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from ftlib import run
+from ftlib.base import lookup, trees
+from ftlib.base.errors import InputError
+from ftlib.models import stack
+from tests.contract import flops, runs
+from tests.contract.runs import METHODS, OUTSIDE, STEPS
+from tests.tiny import CONFIG
+
+PATTERNS = [
+  (method, field.name)
+  for method in METHODS
+  for field in dataclasses.fields(lookup.component('peft', method, field='method.name').Config)
+  if field.name in ('target', 'also')
+]
+
+
+@pytest.fixture(params=METHODS)
+def method(request):
+  return request.param
+
+
+@pytest.fixture
+def one(short, method):
+  """Three steps on one device, layers unrolled, float32: what the others are compared with."""
+  return short(method=method)
+
+
+@pytest.fixture(scope='module')
+def forward():
+  """`forward(model, params, batch)`: logits without dropout; one compile a model."""
+  jitted = {}
+
+  def logits(model, params, batch):
+    if id(model) not in jitted:
+      jitted[id(model)] = model, jax.jit(lambda p, b: model.apply(p, b).logits, compiler_options=runs.QUICK)
+    return np.asarray(jitted[id(model)][1](params, batch))
+
+  return logits
+
+
+@pytest.fixture(scope='module')
+def plain(short):
+  """The pretrained model with the task's head, and nothing of a method."""
+  r = short(method='full').run
+  return r.base.family.build(r.method.model.config, head=r.task.head)
+
+
+def batch_of(r: run.Run):
+  return next(r.eval_batches('validation'))[1]
+
+
+def test_starts_as_the_pretrained_model(one, plain, forward):
+  params = trees.flatten(one.params(0))
+  base = trees.unflatten({n: params[n] for n in plain.info()})
+  batch = batch_of(one.run)
+  ours, theirs = forward(one.run.method.model, one.params(0), batch), forward(plain, base, batch)
+  np.testing.assert_array_equal(ours, theirs)
+  assert np.ptp(theirs) > 0.1  # the logits are some
+
+
+def test_parameters_of_the_base_come_from_the_checkpoint(one):
+  params, r = trees.flatten(one.params(0)), one.run
+  for name, tensor in r.match.pairs.items():
+    np.testing.assert_array_equal(params[name], r.method.model.from_hf(name, r.base.weights.read(tensor)), name)
+
+
+def test_what_trains_changes_and_nothing_else(one):
+  r = one.run
+  assert set(one.start) == {n for n in r.info if r.trains(n)} == set(r.train_info)
+  assert set(trees.flatten(one.frozen)) == set(r.info) - set(one.start)
+  changed = {n for n, x in one.trainable[-1].items() if not np.array_equal(x, one.start[n])}
+  assert changed == set(one.start)
+  assert trees.digest(one.frozen) == trees.digest(one.frozen_after)
+
+
+def test_every_trainable_leaf_has_a_gradient_within_two_steps(one):
+  """Two, because LoRA's `a` has none while `b` is zero."""
+  assert set(one.moments[1]) == set(one.start)
+  assert [n for n, m in one.moments[1].items() if not np.abs(m).max() > 0] == []
+
+
+def test_optimizer_state_is_of_trainable_parameters_alone(one):
+  trainable, state = trees.nbytes(one.last.trainable), trees.nbytes(one.last.opt)
+  assert 2 * trainable <= state <= 2 * trainable + 64  # two moments and some counters
+  assert trees.size(one.last.trainable) == sum(i.size for i in one.run.train_info.values())
+
+
+def test_merged_it_is_a_plain_model(one, plain, forward):
+  params, batch = one.params(STEPS), batch_of(one.run)
+  merged = one.run.method.merge(params)
+  assert set(trees.flatten(merged)) == set(plain.info())
+  adapted = forward(one.run.method.model, params, batch)
+  np.testing.assert_allclose(forward(plain, merged, batch), adapted, atol=1e-5, rtol=0)
+  assert np.abs(adapted - forward(one.run.method.model, one.params(0), batch)).max() > 1e-2  # it has learnt some
+
+
+def test_evaluation_is_deterministic(one, forward):
+  params, batch = one.params(STEPS), batch_of(one.run)
+  other = {**batch, 'rows': batch['rows'] + 1000}  # the number of a row is of use to dropout alone
+  logits = forward(one.run.method.model, params, batch)
+  np.testing.assert_array_equal(logits, forward(one.run.method.model, params, batch))
+  np.testing.assert_array_equal(logits, forward(one.run.method.model, params, other))
+
+
+def test_scanned_layers_are_the_unrolled_ones(one, short, method):
+  scanned = short(method=method, model__layers='scan')
+  assert 'layers/0:2/attn/q/kernel' in scanned.run.info  # it is stacked indeed
+  assert len(scanned.run.info) < len(one.run.info)
+  np.testing.assert_allclose(scanned.losses, one.losses, rtol=1e-6)
+  ours = runs.unstacked(scanned.trainable[1])
+  assert set(ours) == set(one.start)
+  for name, x in one.trainable[1].items():
+    np.testing.assert_allclose(ours[name], x, atol=1e-6, rtol=0, err_msg=name)
+
+
+def test_bfloat16_computes_and_float32_is_kept(one, short, method):
+  half = short(method=method, precision__compute='bfloat16')
+  assert half.run.method.model.compute == jnp.bfloat16
+  leaves = [x for x in jax.tree.leaves((half.last.trainable, half.last.opt)) if jnp.issubdtype(x.dtype, jnp.floating)]
+  assert {x.dtype for x in leaves} == {np.dtype(np.float32)}
+  assert all(np.isfinite(x).all() for x in leaves)
+  np.testing.assert_allclose(half.losses, one.losses, rtol=0.05)
+  assert half.losses != one.losses
+
+
+def test_eight_devices_are_one(one, short, method):
+  eight = short(method=method, mesh__shape=runs.MESH)
+  assert len(eight.last.step.sharding.device_set) == 8
+  np.testing.assert_allclose(eight.losses, one.losses, rtol=1e-5)
+  for name, x in one.trainable[-1].items():
+    np.testing.assert_allclose(eight.trainable[-1][name], x, atol=1e-5, rtol=0, err_msg=name)
+  own = trees.flatten(eight.last.trainable)
+  for name, info in eight.run.train_info.items():
+    assert own[name].sharding.is_equivalent_to(eight.run.layout.param(info), own[name].ndim), name
+  for path, leaf in jax.tree_util.tree_leaves_with_path(eight.last.opt):
+    name = next((n for n in own if trees.path_name(path).endswith(f'/{n}')), None)
+    if name is not None:
+      assert leaf.sharding.is_equivalent_to(own[name].sharding, leaf.ndim), trees.path_name(path)
+
+
+def test_full_fine_tuning_is_really_sharded(short):
+  eight = short(method='full', mesh__shape=runs.MESH)
+  for tree in (eight.last.trainable, eight.last.opt):
+    whole = sum(x.nbytes for x in jax.tree.leaves(tree))
+    here = sum(x.addressable_shards[0].data.nbytes for x in jax.tree.leaves(tree))
+    assert here < 0.6 * whole  # a half, and biases
+
+
+@pytest.mark.parametrize(('method', 'field'), PATTERNS)
+def test_a_pattern_that_matches_nothing_is_an_error(tiny_bert, toy_data, method, field):
+  config = runs.config(tiny_bert, toy_data, method=method)
+  config.method[field] = 'no/such/name'
+  with pytest.raises(InputError, match=rf"method\.?{field}?='no/such/name' matches none"):
+    run.build(config)
+  config.method[field] = '(q'
+  with pytest.raises(InputError, match='no regular expression'):
+    run.build(config)
+
+
+@pytest.mark.parametrize(
+  ('method', 'values', 'words'),
+  [
+    ('last_n', {'method__layers': 3}, 'the model has 2 layers'),
+    ('lora', {'method__rank': 33}, 'method.rank=33 is larger than a matrix of 32 x 32'),
+  ],
+)
+def test_numbers_that_do_not_fit_the_model(tiny_bert, toy_data, method, values, words):
+  with pytest.raises(InputError, match=words):
+    run.build(runs.config(tiny_bert, toy_data, method=method, **values))
+
+
+D, F, N, V, P, T = (
+  CONFIG[k]
+  for k in ('hidden_size', 'intermediate_size', 'num_hidden_layers', 'vocab_size', 'max_position_embeddings')
+  + ('type_vocab_size',)
+)
+HEAD, POOLER = D * 2 + 2, D * D + D
+LAYER = 4 * (D * D + D) + (D * F + F) + (F * D + D) + 2 * 2 * D
+COUNTS = {
+  'full': (V + P + T) * D + 2 * D + N * LAYER + POOLER + HEAD,
+  'head': HEAD,
+  'last_n': 2 * LAYER + POOLER + HEAD,
+  'bitfit': D + N * (4 * D + F + D + 2 * D) + D + HEAD,  # embeddings' norm, layers, pooler
+  'norm': 2 * D + N * 4 * D + HEAD,
+  'lora': N * 2 * 8 * (D + D) + HEAD,
+  OUTSIDE: N * 2 * D + HEAD,
+}
+
+
+@pytest.mark.parametrize('method', COUNTS)
+def test_trainable_counts(short, method):
+  r = short(method=method).run
+  assert sum(i.size for i in r.train_info.values()) == COUNTS[method]
+  total = COUNTS['full'] + (COUNTS[method] - HEAD if any('/adapter/' in n for n in r.info) else 0)
+  assert sum(i.size for i in r.info.values()) == total
+
+
+@pytest.fixture(scope='module')
+def step_flops(tmp_path_factory, toy_data):
+  """`step_flops(method, layers)`: (matrix products by the jaxpr, all operations by XLA) of a step of 4 layers."""
+  from tests import tiny
+
+  model = tiny.bert_folder(tmp_path_factory.mktemp('four_layers'), num_hidden_layers=4)
+
+  def count(*, compiled: bool = False, **values):
+    r = run.build(runs.config(model, toy_data, **values))
+    trainable, frozen = r.load()
+    return flops.of_step(r, trainable, frozen, compiled=compiled)
+
+  return count
+
+
+@pytest.mark.parametrize('layers', ['unroll', 'scan'])
+def test_the_backward_pass_ends_at_the_lowest_trainable_layer(step_flops, layers):
+  """Forward 1, and 2 for each layer trained: (4 + 2) / (4 + 8) of full fine-tuning, less what its own inputs save."""
+  full = step_flops(method='full', model__layers=layers)
+  last = step_flops(method='last_n', method__layers=1, model__layers=layers)
+  head = step_flops(method='head', model__layers=layers)
+  assert 0.4 < last / full < 0.52
+  assert 0.3 < head / full < 0.35
+  # LoRA: a backward pass through every layer but the first's inputs, no gradient of a kernel
+  assert 0.55 < step_flops(method='lora', model__layers=layers) / full < 0.75
+
+
+def test_xla_counts_alike(step_flops):
+  full, last = (step_flops(compiled=True, **m) for m in ({'method': 'full'}, {'method': 'last_n', 'method__layers': 1}))
+  assert last < 0.6 * full
+
+
+def test_stacks_end_where_what_trains_does(tmp_path, toy_data):
+  """Frozen layers below the lowest trainable one are a scan of their own."""
+  from tests import tiny
+
+  model = tiny.bert_folder(tmp_path, num_hidden_layers=4)
+  r = run.build(runs.config(model, toy_data, method='last_n', method__layers=1, model__layers='scan'))
+  assert r.runs == [(0, 3), (3, 4)]
+  assert {stack.canonical(n) for n in r.info} >= {'layers/0/attn/q/kernel', 'layers/3/attn/q/kernel'}

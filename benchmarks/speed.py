@@ -8,7 +8,7 @@ both; the figure is the median over pairs of the ratio of counted tokens a secon
            ftlib sorts by length within windows of its order and pads to its buckets
 
 each with LoRA (rank 8, q and v) and with full fine-tuning. Prints the machine's limit (a large float32 product), the
-share of it that a step reaches, and what compiling costs, cold and with the cache. Needs both environments
+share of it that a step reaches, and what compiling, saving and resuming cost. Needs both environments
 (`make .venv/quickstart .venv-reference/installed`). Results are kept in benchmarks/results/speed.json.
 """
 
@@ -49,7 +49,10 @@ class Worker:
     self.ready = json.loads(first.removeprefix('ready').strip() or '{}')
 
   def go(self, steps: int) -> dict:
-    self._process.stdin.write(f'go {steps}\n')
+    return self.ask(f'go {steps}')
+
+  def ask(self, line: str) -> dict:
+    self._process.stdin.write(f'{line}\n')
     self._process.stdin.flush()
     return json.loads(self._process.stdout.readline())
 
@@ -80,7 +83,7 @@ def main() -> None:
       ours = ['--model', model, '--data', str(data), '--method', method]
       a = Worker([sys.executable, str(HERE / 'peers' / 'ftlib_speed.py'), *ours])
       b = Worker([*peer, '--model', model, '--method', method, '--batches', str(batches)])
-      rows.append(compare(case, method, a, b, rounds=args.rounds, limit=limit))
+      rows.append(compare(case, method, a, b, rounds=args.rounds, limit=limit) | {'checkpoint': a.ask('checkpoint')})
       a.close()
       b.close()
       show(rows[-1])
@@ -145,11 +148,16 @@ def compare(case: str, method: str, a: Worker, b: Worker, *, rounds: int, limit:
 
 
 def show(row: dict) -> None:
+  saved = row['checkpoint']
   print(
     f'{row["case"]:8} {row["method"]:5} ftlib {row["tokens_per_second"]:6} tokens/s, PEFT '
     f'{row["peer_tokens_per_second"]:6}: {row["ratio"]:.2f}x ({row["ratio_min"]:.2f}-{row["ratio_max"]:.2f}); step '
     f'{row["step_seconds"]:.3f} s against {row["peer_step_seconds"]:.3f} s; compile {row["compile_seconds"]} s; limit '
     f'{row["matmul_gflops"]} GFLOP/s' + (f', {row["share_of_matmul"]:.0%} reached' if 'share_of_matmul' in row else ''),
+  )
+  print(
+    f'{"":15}checkpoint {saved["bytes"] / 1e6:.1f} MB: save returns after {saved["returned"]:.3f} s, committed after '
+    f'{saved["committed"]:.2f} s, restored in {saved["restored"]:.2f} s',
     flush=True,
   )
 

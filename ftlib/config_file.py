@@ -91,7 +91,9 @@ def _executed(path: pathlib.Path, argument: str) -> dict[str, Any]:
       raise InputError(f'--config={path} defines no get_config(arg); see configs/classify.py for what one looks like')
     takes = bool(inspect.signature(get_config).parameters)
     if argument and not takes:
-      raise InputError(f'--config={path}:{argument}: get_config() of this file takes no arguments')
+      raise InputError(
+        f'--config={path}:{argument}: get_config() of this file takes no arguments, as method.name and optim.name are'
+      )
     config = get_config(argument) if takes else get_config()
   except FtlibError:
     raise

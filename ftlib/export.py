@@ -7,6 +7,7 @@ the export is called done.
 
 from __future__ import annotations
 
+import dataclasses
 import pathlib
 import shutil
 import sys
@@ -34,7 +35,8 @@ _TOLERANCE = 1e-4
 def export(workdir: pathlib.Path, output: pathlib.Path, *, checkpoint: str = 'best') -> float:
   """Writes the folder; gives the largest difference between its logits and the run's on some rows.
 
-  Raises `InputError` where `output` is not empty, and `RuntimeError` where the logits differ by more than 1e-4.
+  Everything is in float32, whatever the run computed in. Raises `InputError` where `output` is not empty, and
+  `RuntimeError` where the logits differ by more than 1e-4.
   """
   if output.exists() and any(output.iterdir()):
     raise InputError(f'--output={output} is not empty; nothing is overwritten')
@@ -42,12 +44,15 @@ def export(workdir: pathlib.Path, output: pathlib.Path, *, checkpoint: str = 'be
   run = runs.build(config, labels=labels, split='validation')
   trainable, frozen, _ = judge.restored(run, workdir, checkpoint)
   params = stack.unstack(trees.join(trainable, frozen))
+  params = jax.tree.map(lambda x: x.astype(np.float32), params)  # a bfloat16 kernel would round the adapter away
   merged = run.method.merge(params)
   plain = run.base.family.build(run.method.model.config, head=run.task.head)
   write(plain, merged, run, output)
   difference = _difference(run, params, plain, output)
   if difference > _TOLERANCE:
     raise RuntimeError(f'{output}: logits differ from the run by {difference:.1e}, more than {_TOLERANCE:.0e}')
+  if run.task.head.pooling != 'cls':
+    print(f"note: the run's head reads the {run.task.head.pooling} of the tokens, transformers' reads the first token")
   return difference
 
 
@@ -79,7 +84,7 @@ def _difference(run: Run, params: Params, plain: Model, output: pathlib.Path) ->
   match = hf.match(weights, plain.hf_names(), plain.hf_shapes(), prefix=run.base.family.PREFIX)
   back = trees.unflatten({n: np.asarray(plain.from_hf(n, weights.read(k))) for n, k in match.pairs.items()})
   _, batch = next(iter(run.eval_batches('validation')))
-  ours = jax.jit(run.method.model.apply)(params, batch).logits
+  ours = jax.jit(dataclasses.replace(run.method.model, compute=plain.compute).apply)(params, batch).logits
   theirs = jax.jit(plain.apply)(back, batch).logits
   return float(abs(ours - theirs).max())
 

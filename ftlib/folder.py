@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import pathlib
@@ -11,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ftlib import recipe
+from ftlib.base import layout
 from ftlib.base.errors import InputError, did_you_mean, listing
 from ftlib.io import workdir as files
 
@@ -48,6 +51,8 @@ def check(workdir: pathlib.Path, config: Mapping[str, Any], run: Run) -> None:
     )
   before, now = files.read_json(workdir / 'run.json'), json.loads(json.dumps(run.identity))
   stored = files.read_json(workdir / 'config.json')
+  with contextlib.suppress(InputError):  # what stands there is then compared as it stands
+    stored = recipe.expanded(stored).to_dict()  # with the defaults of settings that have come since
   changes = _changes(stored, config) + [
     f'{_NAMES[k]}: {_brief(before.get(k))} -> {_brief(now[k])}' for k in now if before.get(k) != now[k]
   ]
@@ -66,9 +71,13 @@ def claim(workdir: pathlib.Path, config: Mapping[str, Any], run: Run) -> None:
 
 
 def stored(workdir: pathlib.Path) -> tuple[dict[str, Any], list]:
-  """(config, label list) to build a run anew that has checkpoints. Raises `InputError` where the folder is none."""
+  """(config, label list) to build a run anew that has checkpoints, on the devices that there are.
+
+  Raises `InputError` where the folder is none of a run.
+  """
   config, identity = read(workdir, field=f'--workdir={workdir}')
-  return started(config), identity['labels']
+  shape = config['mesh']['shape']
+  return {**started(config), 'mesh': {'shape': shape if layout.fits(shape) else ''}}, identity['labels']
 
 
 def read(workdir: pathlib.Path, *, field: str) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -25,7 +25,11 @@ def run(workdir: str | None, *, split: str, checkpoint: str) -> dict[str, Any]:
   config, labels = folder.stored(where)
   with Checkpoints(where / 'checkpoints', readonly=True) as checkpoints:
     _step(checkpoints, checkpoint, where)
-  built = runs.build(config, labels=labels, split=split)
+  try:
+    built = runs.build(config, labels=labels, split=split)
+  except InputError as e:
+    stored = where / 'config.json'
+    raise InputError(f'{e}\nThe settings are those of {stored}; train.py takes new places of data and model.') from e
   for note in [*built.notes, *folder.changed(where, built)]:
     print(f'      note  {note}')
   trainable, frozen, step = restored(built, where, checkpoint)

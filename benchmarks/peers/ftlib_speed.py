@@ -3,7 +3,8 @@
   python benchmarks/peers/ftlib_speed.py --model DIR --data DIR --method lora --max-length 128
 
 A run is built from a config like any other: its own tokens, order, buckets and compiled step. Before `ready` one step
-of each length is compiled; `go N` times N steps with their batches made beforehand, as the peer's are.
+of each length is compiled. `go N` times N steps with their batches made beforehand, as the peer's are; `checkpoint`
+times saving and restoring the state.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import argparse
 import contextlib
 import json
 import sys
+import tempfile
 import time
 
 from ftlib import cli  # noqa: F401 - sets the environment before JAX is imported
@@ -20,6 +22,8 @@ import jax  # isort: skip
 
 from ftlib import recipe
 from ftlib import run as runs
+from ftlib.io.checkpoint import Checkpoints
+from ftlib.train.state import TrainState, storable
 
 
 def main() -> None:
@@ -48,6 +52,9 @@ def main() -> None:
     words = line.split()
     if words[:1] == ['quit']:
       return
+    if words[:1] == ['checkpoint']:
+      print(json.dumps(checkpoint_cost(run, state)), flush=True)
+      continue
     steps = int(words[1])
     chosen = [run.batch(done + i) for i in range(steps)]
     jax.block_until_ready([b for _, b, _ in chosen])
@@ -60,6 +67,20 @@ def main() -> None:
     loss = float(sums['loss'][0] / sums['loss'][1])
     tokens = sum(t for _, _, t in chosen)
     print(json.dumps({'seconds': seconds, 'steps': steps, 'tokens': tokens, 'loss': loss}), flush=True)
+
+
+def checkpoint_cost(run: runs.Run, state: TrainState) -> dict[str, float]:
+  """Seconds until `save` returns, until it is committed, and of a verified restore; bytes on disk."""
+  with tempfile.TemporaryDirectory() as folder, Checkpoints(f'{folder}/checkpoints') as checkpoints:
+    began = time.perf_counter()
+    checkpoints.save(1, storable(state), {})
+    returned = time.perf_counter() - began
+    checkpoints.wait()
+    committed = time.perf_counter() - began
+    began = time.perf_counter()
+    jax.block_until_ready(checkpoints.restore(storable(run.abstract_state)).state)
+    restored = time.perf_counter() - began
+    return {'returned': returned, 'committed': committed, 'restored': restored, 'bytes': checkpoints.size(1)}
 
 
 def build(args: argparse.Namespace) -> runs.Run:

@@ -75,7 +75,8 @@ def build(shape: str, *, batch: int) -> Layout:
   need = math.prod(sizes.values())
   if need > len(devices):
     raise InputError(
-      f'mesh.shape={shape!r} wants {need} devices; there {"is" if len(devices) == 1 else "are"} {len(devices)}'
+      f'mesh.shape={shape!r} wants {need} devices; there {"is" if len(devices) == 1 else "are"} {len(devices)}\n'
+      "  lower it, or leave it empty ('') for as many devices as divide the batch"
     )
   if batch % need:
     raise InputError(
@@ -84,6 +85,11 @@ def build(shape: str, *, batch: int) -> Layout:
     )
   grid = np.asarray(devices[:need]).reshape([sizes[a] for a in AXES])
   return Layout(Mesh(grid, AXES, axis_types=(AxisType.Auto,) * len(AXES)))
+
+
+def fits(shape: str) -> bool:
+  """Whether there are as many devices as a mesh wants."""
+  return not shape.strip() or math.prod(_parse(shape).values()) <= len(jax.devices())
 
 
 def _parse(shape: str) -> dict[str, int]:

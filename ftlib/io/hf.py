@@ -50,13 +50,14 @@ def resolve(pretrained: str) -> pathlib.Path:
 
 def _package(pretrained: str) -> pathlib.Path:
   name, _, inside = pretrained.removeprefix('package:').partition('/')
+  top, *below = name.split('.')  # to find a.b, importlib would import a
   try:
-    spec = importlib.util.find_spec(name)
+    spec = importlib.util.find_spec(top)
   except (ImportError, ValueError):
     spec = None
   if spec is None or not spec.submodule_search_locations:
     raise InputError(f'model.pretrained={pretrained!r}: no package {name!r} is installed')
-  path = pathlib.Path(next(iter(spec.submodule_search_locations))) / inside
+  path = pathlib.Path(next(iter(spec.submodule_search_locations)), *below, inside)
   if not path.is_dir():
     there = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
     raise InputError(f'model.pretrained={pretrained!r}: {path} is no folder{did_you_mean(path.name, there)}')
@@ -70,9 +71,11 @@ def _hub(pretrained: str) -> pathlib.Path:
     return pathlib.Path(huggingface_hub.snapshot_download(pretrained, allow_patterns=_FILES))
   except Exception as e:  # the hub client raises many kinds: network, 401, 404, a malformed id
     first = str(e).strip().splitlines()[0] if str(e).strip() else ''
+    path = pathlib.Path(pretrained)
+    near = did_you_mean(path.name, [p.name for p in path.parent.iterdir()]) if path.parent.is_dir() else ''
     raise InputError(
-      f'model.pretrained={pretrained!r} is no folder here and could not be had from the Hugging Face hub:\n'
-      f'  {type(e).__name__}: {first}'
+      f'model.pretrained={pretrained!r} is no folder here{near or ","} and could not be had from the '
+      f'Hugging Face hub:\n  {type(e).__name__}: {first}'
     ) from e
 
 
@@ -150,12 +153,12 @@ def _weight_files(folder: pathlib.Path) -> list[pathlib.Path]:
   if index.exists():
     try:
       names = sorted(set(json.loads(index.read_text(encoding='utf-8'))['weight_map'].values()))
-    except (json.JSONDecodeError, KeyError, AttributeError) as e:
+      bad = [n for n in names if pathlib.PurePath(n).name != n]
+    except (ValueError, KeyError, AttributeError, TypeError) as e:
       raise InputError(f'{index} is no safetensors index: {e!r}') from e
-    bad = [n for n in names if pathlib.PurePath(n).name != n]
     if bad:
       raise InputError(f'{index} names files outside its folder: {bad[0]!r}')
-    absent = [n for n in names if not (folder / n).exists()]
+    absent = [n for n in names if not (folder / n).is_file()]
     if absent:
       raise InputError(f'{index.name} lists shards that are not in {folder}:\n{listing(absent)}')
     return [folder / n for n in names]
@@ -174,11 +177,12 @@ def _weight_files(folder: pathlib.Path) -> list[pathlib.Path]:
 
 
 def _bad_file(path: pathlib.Path, error: Exception) -> str:
-  head = path.open('rb').read(64)
+  with path.open('rb') as f:
+    head = f.read(64)
   size = path.stat().st_size
   if head.startswith(b'version https://git-lfs'):
     return f'{path} is a git-lfs pointer, not the weights; run `git lfs pull` in its folder'
-  if head[:2] in (b'PK', b'\x80\x02', b'\x80\x04'):
+  if head[8:9] != b'{' and (head[:2] == b'PK' or (head[:1] == b'\x80' and head[1:2] in b'\2\3\4\5')):
     return f'{path} is a pickle named .safetensors; pickled weights can run code and are refused'
   length = int.from_bytes(head[:8], 'little') if len(head) >= 8 else 0
   if 8 + length > size:
@@ -200,20 +204,19 @@ def match(weights: Weights, table: Mapping[str, str], shapes: Mapping[str, tuple
 
   A base model's tensors may come with or without the `prefix` ('bert.'), and layer norms under their old names gamma
   and beta. Heads (`head/`, `mlm/`, `pooler/`) may be absent or of another shape: they are then `fresh`. Everything else
-  missing, surplus or of another shape is an `InputError` with both lists.
+  missing, surplus, of another shape or there twice is an `InputError` with all lists.
   """
-  available: dict[str, str] = {}
-  for key in weights.where:
-    name = re.sub(r'\.beta$', '.bias', re.sub(r'\.gamma$', '.weight', key))
-    available[name] = key
   wanted = {hf: ours for ours, hf in table.items()}
   pairs: dict[str, str] = {}
-  surplus = []
-  for name, key in available.items():
+  surplus, twice = [], []
+  for key in sorted(weights.where, key=lambda k: _tied(k) != k):  # the second names of tied tensors come last
+    name = re.sub(r'\.beta$', '.bias', re.sub(r'\.gamma$', '.weight', key))
     full = name if name in wanted else _tied(name) if _tied(name) in wanted else prefix + name
-    if full in wanted:
-      pairs.setdefault(wanted[full], key)
-    elif not _BUFFERS.search(name):
+    if full in wanted and wanted[full] not in pairs:
+      pairs[wanted[full]] = key
+    elif full in wanted and _tied(name) == name:
+      twice.append(f'{key} and {pairs[wanted[full]]}')
+    elif full not in wanted and not _BUFFERS.search(name):
       surplus.append(key)
   unused = [k for k in surplus if _OTHER_HEADS.search(k.removeprefix(prefix))]
   surplus = [k for k in surplus if k not in unused]
@@ -227,9 +230,10 @@ def match(weights: Weights, table: Mapping[str, str], shapes: Mapping[str, tuple
         misshapen.append(f'{key} is {list(weights.shape(key))}, wanted {list(shapes[ours])}')
   absent = [n for n in table if n not in pairs]
   missing = [table[n] for n in absent if not optional.search(n)]
-  if missing or surplus or misshapen:
+  problems = {'missing': missing, 'surplus': surplus, 'of another shape': misshapen, 'there under two names': twice}
+  if any(problems.values()):
     parts = [f'{weights.folder}: the weights do not fit the model of its config.json']
-    for title, names in (('missing', missing), ('surplus', surplus), ('of another shape', misshapen)):
+    for title, names in problems.items():
       if names:
         parts.append(f'{len(names)} {title}:\n{listing(sorted(names))}')
     raise InputError('\n'.join(parts))
@@ -247,7 +251,7 @@ def save(folder: pathlib.Path, tensors: Mapping[str, np.ndarray], config: Mappin
   safetensors 0.8 writes arrays that are not C-contiguous wrongly (issue 825), hence the copy and the comparison.
   """
   folder.mkdir(parents=True, exist_ok=True)
-  tensors = {k: np.ascontiguousarray(v) for k, v in tensors.items()}
+  tensors = {k: np.asarray(v, order='C') for k, v in tensors.items()}
   path = folder / 'model.safetensors'
   safetensors.numpy.save_file(tensors, path, metadata={'format': 'pt'})
   back = safetensors.numpy.load_file(path)

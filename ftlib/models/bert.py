@@ -109,7 +109,8 @@ TABLE = {n: (PREFIX + h if not n.startswith(('head', 'mlm')) else h) for n, h in
 
 def from_hf(values: Mapping[str, Any], *, where: str = 'config.json', allow: str = '') -> Config:
   """The Config of a BERT `config.json`."""
-  return checked(Config, hf_config.read(values, USED, defaults=_defaults(values), where=where, allow=allow), where)
+  got = hf_config.read(values, USED, Config, defaults=_defaults(values), where=where, allow=allow)
+  return checked(Config, got, where)
 
 
 def _defaults(values: Mapping[str, Any]) -> dict[str, Any]:
@@ -124,7 +125,7 @@ def checked(config: type[Config], got: dict[str, Any], where: str) -> Config:
       f'{where}: hidden_act={c.activation!r} is not supported{did_you_mean(c.activation, ACTIVATIONS)}; '
       f'known: {", ".join(ACTIVATIONS)}'
     )
-  if c.embed % c.heads:
+  if c.heads == 0 or c.embed % c.heads:
     raise InputError(f'{where}: hidden_size={c.embed} is not a multiple of num_attention_heads={c.heads}')
   return c
 

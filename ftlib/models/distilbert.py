@@ -56,7 +56,7 @@ def from_hf(values: Mapping[str, Any], *, where: str = 'config.json', allow: str
     'head_dropout': 0.2,
   }
   allow = f'{allow}|^qa_dropout$' if allow else '^qa_dropout$'
-  got = hf_config.read(values, _USED, defaults=defaults, where=where, allow=allow)
+  got = hf_config.read(values, _USED, Config, defaults=defaults, where=where, allow=allow)
   return bert.checked(Config, {**got, 'types': 0, 'pooler': False, 'head_dense': 'relu'}, where)
 
 

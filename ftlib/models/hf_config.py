@@ -6,6 +6,7 @@ not change what the model computes). Anything else is an error: a setting that i
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -38,12 +39,19 @@ FIXED: dict[str, tuple[Any, ...]] = {  # key: accepted values
   'tie_encoder_decoder': (False,),
   'tie_word_embeddings': (True, None),
 }
+_KINDS = {'int': 'a whole number of at least 0', 'float': 'a number', 'str': 'a name', 'bool': 'true or false'}
 
 
 def read(
-  values: Mapping[str, Any], used: Mapping[str, str], *, defaults: Mapping[str, Any], where: str, allow: str = ''
+  values: Mapping[str, Any],
+  used: Mapping[str, str],
+  config: type,
+  *,
+  defaults: Mapping[str, Any],
+  where: str,
+  allow: str = '',
 ) -> dict[str, Any]:
-  """{our field: value} by the table `used` {Hugging Face key: our field}.
+  """{our field: value} by the table `used` {Hugging Face key: our field}, each of the type that `config` gives it.
 
   `defaults` {our field: value} holds what transformers assumes for a key that is absent; a field in neither is missing.
   `allow` is a pattern of further keys that the user vouches for. Raises `InputError` naming `where` and every bad key.
@@ -54,6 +62,10 @@ def read(
       problems.append(f'{key}={value!r} is not supported (only {" or ".join(map(repr, FIXED[key]))})')
     elif key not in used and key not in FIXED and key not in HARMLESS and not (allow and re.search(allow, key)):
       problems.append(f'{key}={value!r} is not known')
+  kinds = {f.name: f.type for f in dataclasses.fields(config)}
+  for key, ours in used.items():
+    if values.get(key) is not None and not _fits(values[key], kinds.get(ours, 'bool')):
+      problems.append(f'{key}={values[key]!r} is not {_KINDS[kinds.get(ours, "bool")]}')
   got = {ours: values[key] for key, ours in used.items() if key in values and values[key] is not None}
   got = {**defaults, **got}
   problems += [f'{key} is missing' for key, ours in used.items() if ours not in got]
@@ -63,3 +75,10 @@ def read(
       '  keys that you know to be harmless can be allowed by --config.model.allow_config=PATTERN'
     )
   return got
+
+
+def _fits(value: Any, kind: str) -> bool:
+  number = isinstance(value, int) and not isinstance(value, bool)
+  if kind == 'int':
+    return number and value >= 0
+  return isinstance(value, float) or number if kind == 'float' else isinstance(value, {'str': str, 'bool': bool}[kind])

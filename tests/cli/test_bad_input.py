@@ -57,7 +57,7 @@ SETTINGS = {
     ["checkpoint.metric='acuracy'", 'did you mean "accuracy"?', 'known: loss, accuracy'],
   ),
   'accumulate': ({'train__accumulate': 3}, ['train.batch_size=16', 'train.accumulate=3']),
-  'mesh too large': ({'mesh__shape': 'data=16'}, ["mesh.shape='data=16' wants 16 devices", 'there are 8']),
+  'mesh too large': ({'mesh__shape': 'data=16'}, ["mesh.shape='data=16' wants 16 devices", 'there are 8', 'lower it']),
   'mesh axis': ({'mesh__shape': 'dat=2'}, ["mesh.shape='dat=2'", 'did you mean "data"?']),
   'mesh size': ({'mesh__shape': 'data=two'}, ["'data=two' is no positive size", 'data=4,fsdp=2']),
   'batch on mesh': (
@@ -252,8 +252,10 @@ def test_places_of_models(config, refused, model, monkeypatch):
   refused(config(model__pretrained=f'{model}l'), 'there is no such folder', 'did you mean "model"?')
   monkeypatch.setenv('HF_HUB_OFFLINE', '1')
   monkeypatch.setattr('huggingface_hub.constants.HF_HUB_OFFLINE', True)
-  words = ['model.pretrained=', 'is no folder here', 'Hugging Face hub']
+  words = ['model.pretrained=', 'is no folder here, and could not be had from the Hugging Face hub']
   refused(config(model__pretrained='somebody/no-such-model-of-ours'), *words)
+  monkeypatch.chdir(model.parent)
+  refused(config(model__pretrained='modle'), '\'modle\' is no folder here; did you mean "model"? and', 'hub')
 
 
 def test_one_device(monkeypatch):

@@ -71,9 +71,7 @@ def test_another_content_of_the_model(trained, copied, refused, model, change):
   change(model)
   config = trained.config(model__pretrained=str(model))
   refused(config, f'--workdir={copied} belongs to another run', 'model.pretrained (its content): ')
-  stored = json.loads((copied / 'config.json').read_text())
-  stored['model']['pretrained'] = str(model)
-  (copied / 'config.json').write_text(json.dumps(stored))
+  change_stored(copied, 'model', 'pretrained', str(model))
   call = lambda: judge.run(str(copied), split='test', checkpoint='best')  # noqa: E731
   refused(None, f'model.pretrained={model} has changed since', 'put them back', call=call)
 
@@ -93,6 +91,16 @@ def test_what_may_change(trained, copied, data, model, capfd, program):
   done = program('train.py', f'--config={copied / "config.json"}', f'--workdir={copied}')  # and its own config
   assert done.status == 0
   assert 'resumed at step 6 of 6' in done.out
+
+
+def test_a_setting_that_came_later(trained, copied):
+  """A stored config without a field is one of its default."""
+  built = runs.build(trained.config())
+  change_stored(copied, 'train', 'buckets', ...)
+  config = trained.config(train__buckets=4)
+  folder.check(copied, config.to_dict(), built)
+  with pytest.raises(InputError, match=r'train\.buckets: 4 -> 1'):
+    folder.check(copied, trained.config().to_dict(), built)
 
 
 # --- folders that are none of ours
@@ -125,7 +133,9 @@ def test_other_files_and_a_claim_that_was_killed(config, trained, workdir):
   folder.check(workdir, config().to_dict(), built)
 
 
-def test_a_folder_in_use(trained, copied, refused):
+def test_a_folder_in_use(trained, copied, refused, monkeypatch):
+  """Told before the model is loaded: a device may have no room for two."""
+  monkeypatch.setattr(runs, 'build', lambda *_, **__: pytest.fail('built'))
   (copied / '.lock').write_text(json.dumps({'pid': 4711, 'host': 'there', 'start': '2026-01-01 10:00:00'}))
   with open(copied / '.lock') as held:  # another open file is another owner, whatever its process
     fcntl.flock(held, fcntl.LOCK_EX)
@@ -144,8 +154,10 @@ EVAL = {
 
 
 @pytest.mark.parametrize('case', EVAL)
-def test_eval_of_what_there_is_not(copied, refused, case):
+def test_eval_of_what_there_is_not(copied, refused, monkeypatch, case):
   changes, words = EVAL[case]
+  if 'checkpoint' in changes:  # told before anything is read
+    monkeypatch.setattr(runs, 'build', lambda *_, **__: pytest.fail('built'))
   call = lambda: judge.run(str(copied), **{'split': 'test', 'checkpoint': 'best', **changes})  # noqa: E731
   refused(None, *words, call=call)
 
@@ -161,17 +173,19 @@ def test_eval_of_no_run(copied, refused, workdir, tmp_path):
     judge.run(None, split='test', checkpoint='best')
 
 
-def points_at(copied, path):
+def change_stored(copied, section, field, value):
   stored = json.loads((copied / 'config.json').read_text())
-  stored['data']['path'] = str(path)
-  (copied / 'config.json').write_text(json.dumps(stored))
+  stored[section][field] = value
+  (copied / 'config.json').write_text(
+    json.dumps({**stored, section: {k: v for k, v in stored[section].items() if v is not ...}})
+  )
 
 
 def test_eval_of_changed_data(copied, refused, data, capsys):
   """A label that the run does not know is refused; other rows are evaluated, with a note."""
   evaluate = lambda: judge.run(str(copied), split='test', checkpoint='last')  # noqa: E731
   path = data(test=[*tiny.rows(10, 5), {'text': 'a plot', 'label': 'great'}])
-  points_at(copied, path)
+  change_stored(copied, 'data', 'path', str(path))
   words = ["test.jsonl:11: label 'great' is not in the run's label list", 'label list: bad, good']
   refused(None, *words, call=evaluate)
   (path / 'test.jsonl').write_text(''.join(json.dumps(r) + '\n' for r in tiny.rows(12, 5)))
@@ -180,16 +194,25 @@ def test_eval_of_changed_data(copied, refused, data, capsys):
   assert 'is not what the run was trained on: its content has changed' in capsys.readouterr().out
   assert json.loads((copied / 'eval' / 'test.json').read_text())['n'] == 12
   (path / 'train.jsonl').unlink()
-  refused(None, f'{path}: has no train file', call=evaluate)
+  refused(None, f'{path}: has no train file', f'{copied / "config.json"}; train.py takes new places', call=evaluate)
+
+
+def test_eval_on_fewer_devices(copied):
+  change_stored(copied, 'mesh', 'shape', 'data=64')
+  assert folder.stored(copied)[0]['mesh'] == {'shape': ''}
+  change_stored(copied, 'mesh', 'shape', 'data=2')
+  assert folder.stored(copied)[0]['mesh'] == {'shape': 'data=2'}
 
 
 # --- runs that diverge
 
-HUGE = [
-  {'optim__learning_rate': 1e30},
-  {'optim': 'sgd', 'optim__learning_rate': 1e30, 'optim__clip_norm': 0.0},
-  {'method': 'full', 'optim': 'sgd', 'optim__learning_rate': 1e38, 'optim__clip_norm': 0.0, 'optim__warmup': 0.0},
-]
+FULL = {'method': 'full', 'optim': 'sgd', 'optim__learning_rate': 1e38, 'optim__clip_norm': 0.0, 'optim__warmup': 0.0}
+HUGE = {
+  'adamw': ({'optim__learning_rate': 1e30}, 'gradient norm'),
+  'sgd': ({'optim': 'sgd', 'optim__learning_rate': 1e30, 'optim__clip_norm': 0.0}, 'gradient norm'),
+  'evaluation': (FULL, 'validation loss nan, 32 of 32 predictions not finite, the first validation.jsonl:1'),
+  'update': ({**FULL, 'optim__weight_decay': 1e6, 'train__eval_every': 9}, 'the update left parameters that are NaN'),
+}
 
 
 def finite(workdir):
@@ -209,11 +232,13 @@ def folder_struct(spec):
   return adapter._struct(spec)
 
 
-@pytest.mark.parametrize('changes', HUGE, ids=['adamw', 'sgd', 'full'])
-def test_huge_rates(config, workdir, changes):
-  values = {'train__eval_every': 1, 'checkpoint__keep_last': 9, 'train__buckets': 1, 'train__grouped': False}
-  with pytest.raises(Diverged) as e:
-    fine_tune.run(config(**values, **changes), workdir)
+@pytest.mark.parametrize('case', HUGE)
+def test_huge_rates(config, workdir, case):
+  changes, words = HUGE[case]
+  with pytest.raises(Diverged, match=words) as e:
+    fine_tune.run(
+      config(**{'train__eval_every': 1, 'checkpoint__every': 1, 'checkpoint__keep_last': 9, **changes}), workdir
+    )
   assert e.value.exit_code == 3
   text = str(e.value)
   step = int(text.split(':')[0].removeprefix('step '))

@@ -10,16 +10,15 @@ from typing import Any
 
 import jax
 
-from ftlib.base.types import Params
 from ftlib.run import Run
 from ftlib.train.step import make_train_step
 from tests.contract import runs
 
 
-def of_step(r: Run, trainable: Params, frozen: Params, *, compiled: bool) -> float:
+def of_step(r: Run, *, compiled: bool) -> float:
   """Operations of one step of a run: a multiplication and an addition are two."""
   step = make_train_step(r.method.model.apply, r.objective, r.optimizer.tx)
-  args = r.start(trainable), frozen, r.batch(0)[1]
+  args = *runs.shapes(r), r.batch(0)[1]
   if compiled:
     return jax.jit(step, compiler_options=runs.QUICK).lower(*args).compile().cost_analysis()['flops']
   return of_jaxpr(jax.make_jaxpr(step)(*args).jaxpr)

@@ -24,7 +24,7 @@ QUICK = {'xla_backend_optimization_level': 0, 'xla_cpu_use_fusion_emitters': Fal
 STEPS = 3
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class Short:
   """`run` after `STEPS` steps: `start` and `frozen` on the host, and after each step trainable, moments and loss.
 
@@ -44,6 +44,12 @@ class Short:
     """All parameters after `step` steps (0: none yet), layers unstacked."""
     chosen = self.start if step == 0 else self.trainable[step - 1]
     return stack.unstack(trees.join(trees.unflatten(chosen), self.frozen))
+
+
+def shapes(built: Run) -> tuple[TrainState, Params]:
+  """The abstract (state, frozen) of a run."""
+  frozen = {n: jax.ShapeDtypeStruct(i.shape, i.dtype) for n, i in built.info.items() if n not in built.train_info}
+  return built.abstract_state, trees.unflatten(frozen)
 
 
 def config(model: pathlib.Path, data: pathlib.Path, **values: Any):

@@ -24,5 +24,6 @@ def get_config(arg=''):
     c.task.label = 'category'
   c.optim.learning_rate = 1e-3
   c.train.epochs = 1.0
-  c.train.eval_every = 80
+  c.train.eval_every = 107
+  c.train.buckets = 3
   return c

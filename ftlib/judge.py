@@ -69,5 +69,5 @@ def _step(checkpoints: Checkpoints, wanted: str, where: pathlib.Path) -> int | N
   if not wanted.isdecimal() or int(wanted) not in steps:
     there = ', '.join(map(str, steps))
     near = did_you_mean(wanted, ('best', 'last'))
-    raise InputError(f'--checkpoint={wanted}{near}: wanted best, last or the number of a step; {where} has {there}')
+    raise InputError(f'--checkpoint={wanted} is none of best, last and the steps {there} of {where}{near}')
   return int(wanted)

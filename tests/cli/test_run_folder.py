@@ -147,9 +147,9 @@ def test_a_folder_in_use(trained, copied, refused, monkeypatch):
 
 EVAL = {
   'no split': ({'split': 'tset'}, ['--split=tset', 'train, validation, test', 'did you mean "test"?']),
-  'no name': ({'checkpoint': 'bets'}, ['--checkpoint=bets', 'did you mean "best"?', 'has 2, 4']),
-  'no step': ({'checkpoint': '3'}, ['--checkpoint=3', 'best, last or the number of a step', 'has 2, 4']),
-  'negative': ({'checkpoint': '-1'}, ['--checkpoint=-1', 'has 2, 4']),
+  'no name': ({'checkpoint': 'bets'}, ['--checkpoint=bets', 'did you mean "best"?', 'best, last and the steps 2, 4']),
+  'no step': ({'checkpoint': '3'}, ['--checkpoint=3', 'best, last and the steps 2, 4']),
+  'negative': ({'checkpoint': '-1'}, ['--checkpoint=-1', 'best, last and the steps 2, 4']),
 }
 
 

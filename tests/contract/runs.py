@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import pathlib
+import random
 from typing import Any
 
 import jax
@@ -94,3 +96,23 @@ def first_moments(state: TrainState) -> Flat:
     if '/mu/' in name:
       out[name.partition('/mu/')[2]] = np.array(leaf)
   return out
+
+
+def uneven_rows(count: int, seed: int) -> list[dict]:
+  """1 to 20 words a row, most of them short, two thirds of them 'good'."""
+  r = random.Random(seed)
+  out = []
+  for i in range(count):
+    label = 'bad' if i % 3 == 0 else 'good'
+    words = r.choices(tiny.NEUTRAL, k=int(19 * r.random() ** 3)) + [
+      r.choice(tiny.GOOD if label == 'good' else tiny.BAD)
+    ]
+    out.append({'text': ' '.join(words), 'label': label})
+  return out
+
+
+def uneven_folder(folder: pathlib.Path) -> pathlib.Path:
+  """train and validation of such rows."""
+  for seed, (name, count) in enumerate((('train', 96), ('validation', 32))):
+    (folder / f'{name}.jsonl').write_text('\n'.join(json.dumps(row) for row in uneven_rows(count, seed)) + '\n')
+  return folder

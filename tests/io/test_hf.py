@@ -81,7 +81,8 @@ def test_what_is_no_folder_is_said_before_the_hub_is_asked(place, monkeypatch):
   monkeypatch.setattr('huggingface_hub.snapshot_download', lambda *_, **__: pytest.fail('the hub was asked'))
   refused(lambda: hf.resolve(''), 'model.pretrained is empty')
   refused(lambda: hf.resolve(f'{place}/minilmm'), 'no such folder', 'did you mean "minilm"?')
-  refused(lambda: hf.resolve('./nowhere/at/all'), 'no such folder')
+  refused(lambda: hf.resolve('./nowhere'), 'no such folder')
+  refused(lambda: hf.resolve('no/where/at/all'), 'no such folder')
   refused(lambda: hf.resolve(str(place / 'weights.safetensors')), 'is a file', 'config.json')
 
 

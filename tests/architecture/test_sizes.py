@@ -48,7 +48,7 @@ def test_tests_keep_up_with_the_code():
   assert tests >= 0.6 * code
 
 
-@pytest.mark.parametrize(('folder', 'name'), COMPONENTS, ids='/'.join)
+@pytest.mark.parametrize(('folder', 'name'), COMPONENTS, ids=[f'{folder}/{name}' for folder, name in COMPONENTS])
 def test_components_say_what_they_are(folder, name):
   module = importlib.import_module(f'ftlib.{folder}.{name}')
   for what, doc in ((f'{name}.py', module.__doc__), ('Config', module.Config.__doc__), ('build', module.build.__doc__)):

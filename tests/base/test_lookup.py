@@ -62,6 +62,11 @@ def test_names_are_the_files_with_config_and_build(folder, some, none):
     assert isinstance(module.Config, type)
 
 
+def test_a_config_alone_makes_no_component():
+  assert 'class Config' in (PACKAGE / 'data' / 'preparation.py').read_text()
+  assert lookup.names('data') == []
+
+
 def test_unknown_names_list_the_folder():
   with pytest.raises(InputError) as e:
     lookup.component('peft', 'lroa', field='method.name')

@@ -148,6 +148,14 @@ def test_masks_follow_the_row_number_and_not_its_place(kind):
   np.testing.assert_array_equal(stream(kind, rows=rows).at('x').bits((4, 5, 7)), whole[rows])
 
 
+def test_the_order_of_names_and_layers_matters():
+  s = stream('hash')
+  paths = [s.at('a').at('b'), s.at('b').at('a'), s.at('a'), s, s.layer(0), s.layer(0).layer(1), s.layer(1).layer(0)]
+  paths += [s.at('a').layer(0), s.layer(0).at('a')]
+  seeds = np.concatenate([p.seed_B for p in paths])
+  assert len(np.unique(seeds)) == len(seeds)
+
+
 def test_a_traced_layer_number_is_the_same_layer():
   s = stream('hash')
   _, scanned = jax.lax.scan(lambda c, i: (c, s.layer(i).seed_B), 0, jnp.arange(3))

@@ -37,7 +37,7 @@ def one_screen(text):
   assert 'Traceback' not in text
 
 
-@pytest.fixture(scope='session', autouse=True)
+@pytest.fixture(scope='package', autouse=True)
 def no_report():
   """Its plots take longer than the runs here, and have tests of their own."""
   with pytest.MonkeyPatch.context() as patch:
@@ -68,7 +68,7 @@ def refused(workdir):
   return check
 
 
-@pytest.fixture(scope='session')
+@pytest.fixture(scope='package')
 def trained(no_report, tmp_path_factory, tiny_bert, toy_data):
   """A run of four steps with checkpoints 2 and 4: `folder`, `config(**changes)`. Copy it before you change it."""
   folder = tmp_path_factory.mktemp('trained') / 'run'

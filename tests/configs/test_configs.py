@@ -6,6 +6,7 @@ import dataclasses
 import importlib.util
 import inspect
 import pathlib
+import re
 
 import pytest
 
@@ -35,6 +36,7 @@ def test_there_are_recipes():
 def test_its_docstring_holds_its_command(name):
   doc = inspect.getdoc(load(name))
   assert f'python train.py --config=configs/{name}' in doc
+  assert set(re.findall(r'--config=configs/(\w+\.py)', doc)) == {name}
   assert '--workdir=runs/' in doc
 
 

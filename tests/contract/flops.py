@@ -11,24 +11,30 @@ from typing import Any
 import jax
 
 from ftlib.run import Run
+from ftlib.train.compiled import Compiled
 from ftlib.train.step import make_train_step
 from tests.contract import runs
 
 
-def of_step(r: Run, *, compiled: bool) -> float:
-  """Operations of one step of a run: a multiplication and an addition are two."""
+def as_compiled(step: Compiled) -> float:
+  """Operations of a step that was compiled for one shape, as XLA counts them after its passes."""
+  (executable,) = step._by_shape.values()
+  return executable.cost_analysis()['flops']
+
+
+def of_step(r: Run, *, dtype: Any = None) -> float:
+  """Operations of the matrix products in a step of a run (of numbers of `dtype` alone): a multiplication and an
+  addition are two."""
   step = make_train_step(r.method.model.apply, r.objective, r.optimizer.tx)
-  args = *runs.shapes(r), r.batch(0)[1]
-  if compiled:
-    return jax.jit(step, compiler_options=runs.QUICK).lower(*args).compile().cost_analysis()['flops']
-  return of_jaxpr(jax.make_jaxpr(step)(*args).jaxpr)
+  return of_jaxpr(jax.make_jaxpr(step)(*runs.shapes(r), r.batch(0)[1]).jaxpr, dtype)
 
 
-def of_jaxpr(jaxpr: Any) -> float:
-  """The same of the `dot_general`s of a jaxpr, loops multiplied out."""
+def of_jaxpr(jaxpr: Any, dtype: Any = None) -> float:
+  """The same of a jaxpr, loops multiplied out."""
   total = 0.0
   for eqn in jaxpr.eqns:
-    if eqn.primitive.name == 'dot_general':
+    wanted = dtype is None or all(v.aval.dtype == dtype for v in eqn.invars)
+    if eqn.primitive.name == 'dot_general' and wanted:
       (contracted, _), _ = eqn.params['dimension_numbers']
       shape = eqn.invars[0].aval.shape
       total += 2.0 * math.prod(eqn.outvars[0].aval.shape) * math.prod(shape[d] for d in contracted)
@@ -37,5 +43,5 @@ def of_jaxpr(jaxpr: Any) -> float:
       for inner in value if isinstance(value, tuple | list) else (value,):
         inner = getattr(inner, 'jaxpr', inner)
         if hasattr(inner, 'eqns'):
-          total += times * of_jaxpr(inner)
+          total += times * of_jaxpr(inner, dtype)
   return total

@@ -22,7 +22,11 @@ from tests import tiny
 OUTSIDE = 'tests.outside.odd_lora'
 METHODS = (*lookup.names('peft'), OUTSIDE)
 MESH = 'data=4,fsdp=2'
-QUICK = {'xla_backend_optimization_level': 0, 'xla_cpu_use_fusion_emitters': False}  # compiler options
+QUICK = {  # compiler options
+  'xla_backend_optimization_level': 0,
+  'xla_cpu_use_fusion_emitters': False,
+  'xla_cpu_parallel_codegen_split_count': 1,
+}
 STEPS = 3
 
 

@@ -118,6 +118,8 @@ def test_accumulation_changes_nothing(lora, begin, whole, by_hand, values):
   losses, weights = (x.reshape(-1, values['train__accumulate']) for x in by_hand)
   naive = (losses.sum(0) / weights.sum(0)).mean()
   assert abs(naive - whole[0]) > 1e-3  # the mean of micro-batches' means is another number
+  memory = lambda r: next(iter(r.train_step._by_shape.values())).memory_analysis().temp_size_in_bytes  # noqa: E731
+  assert memory(r) < 0.5 * memory(lora())  # what it is for
 
 
 def test_padding_to_a_longer_row_changes_nothing(lora, begin, whole):

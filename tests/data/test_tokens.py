@@ -96,6 +96,8 @@ def test_a_files_own_truncation_and_padding_are_off(tmp_path):
   assert len(switched.encode('a b c d e f g').ids) == 12  # the file is as bad as it should be
   assert len(switched.encode('a b c d e f g').overflowing) > 0
   tokenizer = tokens.load(folder)
+  assert tokenizer.backend_tokenizer.truncation is None
+  assert tokenizer.backend_tokenizer.padding is None
   for limit, wanted in (
     (100, '[CLS] a b c d e f g [SEP]'),
     (5, '[CLS] a b c [SEP]'),

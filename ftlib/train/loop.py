@@ -88,7 +88,8 @@ def fit(
       done += 1
       last = done == plan.steps
       evaluates = last or done % plan.eval_every == 0
-      saves = last or done % plan.save_every == 0 or bool(signals.caught)
+      caught = signals.caught  # read once: one that comes later is obeyed after the next step
+      saves = last or done % plan.save_every == 0 or bool(caught)
       watch.end(done, rows, sums, tokens, progress, settle=evaluates or saves)
       if evaluates or saves:
         watch.check(done, rows, state.trainable)
@@ -99,13 +100,14 @@ def fit(
         except Diverged as e:
           raise watch.diverged(f'step {done}: {e}', rows) from None
         metric = _evaluated(plan, metrics, progress, log, done)
-        saves = saves or progress.best_step == done or progress.out_of_patience(plan)
+        caught = signals.caught
+        saves = saves or bool(caught) or progress.best_step == done or progress.out_of_patience(plan)
       if saves:
         checkpoints.save(done, storable(state), dataclasses.asdict(progress), metric=metric)
-      if signals.caught and not last:
+      if caught and not last:
         checkpoints.wait()
-        name = signal.Signals(signals.caught).name
-        raise Stopped(f'{name}: saved at step {done}; the same command goes on from there', signum=signals.caught)
+        name = signal.Signals(caught).name
+        raise Stopped(f'{name}: saved at step {done}; the same command goes on from there', signum=caught)
   checkpoints.wait()
   return state
 

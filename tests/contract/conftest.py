@@ -12,10 +12,10 @@ from ftlib.train.compiled import Compiled
 from tests.contract import runs
 
 
-@pytest.fixture(scope='session', autouse=True)
+@pytest.fixture(scope='module', autouse=True)  # not the session: other folders compile as users do
 def quick_compiles():
   """XLA's own loops, unoptimised: what is compared here is two programs of the same arithmetic, and a compile takes a
-  quarter of the time. The tests of the command line, of resuming and of parity compile as users do."""
+  quarter of the time."""
   try:
     jax.jit(lambda: 0, compiler_options=runs.QUICK)()
   except jax.errors.JaxRuntimeError:  # another version of XLA, without one of the options

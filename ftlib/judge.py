@@ -32,8 +32,8 @@ def run(workdir: str | None, *, split: str, checkpoint: str) -> dict[str, Any]:
     raise InputError(f'{e}\nThe settings are those of {stored}; train.py takes new places of data and model.') from e
   for note in [*built.notes, *folder.changed(where, built)]:
     print(f'      note  {note}')
-  trainable, frozen, step = restored(built, where, checkpoint)
-  metrics, predictions = built.evaluate(trainable, frozen, split)
+  own, frozen, step = restored(built, where, checkpoint)
+  metrics, predictions = built.evaluate(own, frozen, split)
   folder.write_evaluation(where, built, split, metrics, predictions, step)
   print(show.table(f'{split}, checkpoint {step}, {len(built.examples[split]):,} rows', metrics))
   print(f'report: {report.write(where)}')
@@ -41,11 +41,11 @@ def run(workdir: str | None, *, split: str, checkpoint: str) -> dict[str, Any]:
 
 
 def restored(built: Run, where: pathlib.Path, checkpoint: str) -> tuple[Params, Params, int]:
-  """(trainable, frozen, step) of a checkpoint: 'best', 'last' or the number of a step."""
+  """(own, frozen, step) of a checkpoint: 'best', 'last' or the number of a step."""
   with Checkpoints(where / 'checkpoints', readonly=True) as checkpoints:
     step = _step(checkpoints, checkpoint, where)
     found = checkpoints.restore(state.storable(built.abstract_state), step=step)
-  return found.state.trainable, built.load()[1], found.step
+  return state.restored(found.state).own, built.load()[1], found.step
 
 
 def metric_names(built: Run) -> list[str]:

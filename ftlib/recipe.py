@@ -27,14 +27,14 @@ DTYPES = ('float32', 'bfloat16')
 @dataclasses.dataclass(frozen=True)
 class ModelSettings:
   """`pretrained`: hub id, folder or `package:import_name/path`. `family`: a file of ftlib/models or a dotted module;
-  '' goes by `config.json`'s model_type. `adapter`: run folder to start the trainable
-  parameters from. `layers`: 'unroll' or 'scan' (compiles alike layers once). `remat`: what the backward pass computes
-  again. `allow_config`: pattern of unknown `config.json` keys that are harmless."""
+  '' goes by `config.json`'s model_type. `adapter`: run folder to start the trainable parameters from. `layers`: 'scan'
+  (alike layers are compiled once) or 'unroll'. `remat`: what the backward pass computes again. `allow_config`: pattern
+  of unknown `config.json` keys that are harmless."""
 
   pretrained: str = ''
   family: str = ''
   adapter: str = ''
-  layers: str = setting('unroll', choices=('unroll', 'scan'))
+  layers: str = setting('scan', choices=('scan', 'unroll'))
   remat: str = setting('none', choices=tuple(stack.REMAT))
   allow_config: str = ''
 

@@ -10,7 +10,7 @@ import functools
 import hashlib
 import json
 import pathlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -30,7 +30,7 @@ from ftlib.io import hf
 from ftlib.models import hf_config, stack
 from ftlib.optim import chain
 from ftlib.optim.chain import Optimizer
-from ftlib.peft.method import Method
+from ftlib.peft.method import Method, added
 from ftlib.recipe import Settings
 from ftlib.tasks.task import Task
 from ftlib.train import state as train_state
@@ -87,8 +87,12 @@ class Run:
     """The trainable parameters."""
     return {n: i for n, i in self.info.items() if self.trains(stack.canonical(n))}
 
+  def owns(self, name: str) -> bool:
+    """Whether a parameter is the run's own, in its checkpoints, and not of the frozen base."""
+    return self.trains(name) or added(name)
+
   def load(self) -> tuple[Params, Params]:
-    """(trainable, frozen) at the start, on the mesh: `model.adapter`, the pretrained weights, or else fresh values."""
+    """(own, frozen) at the start, on the mesh: `model.adapter`, the pretrained weights, or else fresh values."""
     model, key = self.method.model, jax.random.key(self.settings.seed)
     frozen_dtype = jnp.dtype(self.settings.precision.frozen)
     fresh = trees.flatten(model.initial(key, [n for n in model.info() if n not in self.match.pairs]))
@@ -100,24 +104,59 @@ class Run:
         value = given[name]
       else:
         value = fresh[name] if pair is None else np.asarray(model.from_hf(name, self.base.weights.read(pair)))
-      flat[name] = value if self.trains(name) else value.astype(frozen_dtype)
-    parts = trees.split(trees.unflatten(flat), self.trains)
-    place = lambda name, x: jax.device_put(x, self.layout.param(self.info[name]))  # noqa: E731
-    trainable, frozen = (trees.map_named(place, stack.stack(p, self.runs)) for p in parts)
-    return trainable, frozen
+      flat[name] = value if self.owns(name) else value.astype(frozen_dtype)
+    own, frozen = trees.split(trees.unflatten(flat), self.owns)
+    return self._stacked(own), self._stacked(frozen)
 
-  def start(self, trainable: Params) -> TrainState:
-    """The state at step 0, each leaf where `state_shardings` says."""
+  def start(self, own: Params, frozen: Params) -> TrainState:
+    """The state at step 0, each leaf where `state_shardings` says, after the method has prepared its parameters."""
+    if self.method.prepare is not None and self.adapter is None:
+      flat = trees.flatten(stack.unstack(trees.join(own, frozen)))
+      new = self.method.prepare(flat, functools.partial(self.gradient, own, frozen))
+      mine = trees.flatten(stack.unstack(own))
+      own = self._stacked(trees.unflatten({**mine, **new}))
     make = functools.partial(train_state.create, tx=self.optimizer.tx, seed=self.settings.seed)
-    return jax.jit(make, out_shardings=self.state_shardings)(trainable)
+    return jax.jit(make, out_shardings=self.state_shardings)(*trees.split(own, self.train_info.__contains__))
+
+  def gradient(
+    self, own: Params, frozen: Params, names: Sequence[str], *, rows: int, squared: bool = False
+  ) -> dict[str, jax.Array]:
+    """{name: mean gradient} of parameters of whatever kind, over the first `rows` training rows without dropout.
+
+    `squared` gives the mean of the squares of each row's gradient instead: the diagonal of the empirical Fisher
+    information (Sung et al. 2021, equation 4).
+    """
+    params = stack.unstack(trees.join(own, frozen))
+    chosen, rest = trees.split(params, set(names).__contains__)
+
+    def loss(chosen: Params, batch: Batch) -> jax.Array:
+      apply = functools.partial(self.method.model.apply, trees.join(chosen, rest))
+      total, weight = self.objective(lambda inputs, _: apply(inputs, None), batch, None)['loss']
+      return total / jnp.maximum(weight, 1e-30)
+
+    def add(total: Params, batch: Batch) -> Params:
+      got = jax.grad(loss)(chosen, batch)
+      return jax.tree.map(lambda t, g: t + (jnp.square(g) if squared else g), total, got)
+
+    step, size = jax.jit(add), 1 if squared else self.settings.train.batch_size
+    total, count = jax.tree.map(jnp.zeros_like, chosen), -(-min(rows, len(self.examples['train'])) // size)
+    for i in range(count):
+      numbers = np.arange(i * size, min((i + 1) * size, len(self.examples['train'])))
+      total = step(total, self._collated('train', numbers, size))
+    return trees.flatten(jax.tree.map(lambda x: x / count, total))
+
+  def _stacked(self, params: Params) -> Params:
+    place = lambda name, x: jax.device_put(x, self.layout.param(self.info[name]))  # noqa: E731
+    return trees.map_named(place, stack.stack(params, self.runs))
 
   @functools.cached_property
   def abstract_state(self) -> TrainState:
     """The state's shapes, dtypes and shardings."""
-    shapes = {n: jax.ShapeDtypeStruct(i.shape, jnp.float32) for n, i in self.train_info.items()}
+    info = {n: i for n, i in self.info.items() if self.owns(stack.canonical(n))}
+    shapes = trees.unflatten({n: jax.ShapeDtypeStruct(i.shape, i.dtype) for n, i in info.items()})
     make = functools.partial(train_state.create, tx=self.optimizer.tx, seed=self.settings.seed)
-    state = jax.eval_shape(make, trees.unflatten(shapes))
-    places = train_state.shardings(state, self.train_info, self.layout)
+    state = jax.eval_shape(make, *trees.split(shapes, self.train_info.__contains__))
+    places = train_state.shardings(state, info, self.layout)
     return jax.tree.map(lambda s, p: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=p), state, places)
 
   @property
@@ -128,13 +167,18 @@ class Run:
   def train_step(self) -> Compiled:
     """`(state, frozen, batch) -> (state, sums)`, the state donated."""
     step = make_train_step(
-      self.method.model.apply, self.objective, self.optimizer.tx, micro=self.settings.train.accumulate
+      self.method.model.apply,
+      self.objective,
+      self.optimizer.tx,
+      micro=self.settings.train.accumulate,
+      penalty=self.method.penalty,
+      adjust=self.method.adjust,
     )
     return Compiled(step, donate_argnums=0, out_shardings=(self.state_shardings, self.layout.replicated))
 
   @functools.cached_property
   def eval_step(self) -> Compiled:
-    """`(trainable, frozen, batch) -> (sums, predictions)`."""
+    """`(own, frozen, batch) -> (sums, predictions)`."""
     step = make_eval_step(self.method.model.apply, self.objective, self.task.predict)
     return Compiled(step, out_shardings=self.layout.replicated)
 
@@ -151,10 +195,10 @@ class Run:
     for rows, batch, _ in batches.feed(lambda i: self._placed(split, parts[i], size), 0, len(parts)):
       yield rows, batch
 
-  def evaluate(self, trainable: Params, frozen: Params, split: str) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+  def evaluate(self, own: Params, frozen: Params, split: str) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     """(metrics with the mean loss, predictions) of a split. Raises `Diverged` where these are not finite."""
     examples = self.examples[split]
-    step = functools.partial(self.eval_step, trainable, frozen)
+    step = functools.partial(self.eval_step, own, frozen)
     means, predictions = evaluate.evaluate(step, self.eval_batches(split), rows=len(examples))
     finite = [np.isfinite(p).reshape(len(p), -1).all(1) for p in predictions.values()]
     faulty = np.flatnonzero(~np.all(finite, axis=0))
@@ -164,9 +208,12 @@ class Run:
     return {'loss': means['loss'], **self.task.metrics(examples, predictions)}, predictions
 
   def _placed(self, split: str, rows: np.ndarray, size: int) -> tuple[np.ndarray, Batch, int]:
-    examples = self.examples[split]
-    batch = batches.collate(examples, rows, size=size, edges=self.edges, pad_id=self.tokenizer.pad_token_id)
+    batch = self._collated(split, rows, size)
     return rows, jax.device_put(batch, self.layout.batch), int(batch['segments'].sum())
+
+  def _collated(self, split: str, rows: np.ndarray, size: int) -> Batch:
+    pad = self.tokenizer.pad_token_id
+    return batches.collate(self.examples[split], rows, size=size, edges=self.edges, pad_id=pad)
 
 
 def build(config: Mapping[str, Any], *, labels: list | None = None, split: str | None = None) -> Run:
@@ -207,7 +254,7 @@ def build(config: Mapping[str, Any], *, labels: list | None = None, split: str |
     )
     notes += start.notes
   tokenizer = tokens.load(base.folder)
-  limit = _limit(s, tokenizer, positions=arch.max_length)
+  limit = _limit(s, tokenizer, positions=arch.max_length, virtual=method.tokens)
   wanted = list(dataset.splits) if split is None else [_known_split(dataset, split)]
   examples = {n: task.examples(dataset.splits[n], tokenizer, limit=limit) for n in wanted}
   for name, rows in examples.items():
@@ -300,8 +347,14 @@ def _known_split(dataset: preparation.Dataset, split: str) -> str:
   return split
 
 
-def _limit(s: Settings, tokenizer: Any, *, positions: int) -> int:
-  """The tokens that a row is cut to."""
+def _limit(s: Settings, tokenizer: Any, *, positions: int, virtual: int) -> int:
+  """The tokens that a row is cut to; `virtual` ones of the method take positions too."""
+  if virtual >= positions:
+    raise InputError(
+      f'method.name={s.names["method"]}: its {virtual} virtual tokens leave none of the {positions} positions that the '
+      'model has'
+    )
+  positions -= virtual
   special = tokenizer.num_special_tokens_to_add(pair=bool(getattr(s.task, 'pair', '')))
   if 0 < s.train.max_length <= special:
     raise InputError(

@@ -80,6 +80,7 @@ def config(model: pathlib.Path, data: pathlib.Path, *, method: str = 'lora', opt
   c = recipe.recipe(task='classify', method=method, optim=optim)
   c.model.pretrained, c.data.path = str(model), str(data)
   c.train.batch_size, c.train.eval_batch_size, c.train.buckets, c.mesh.shape = 16, 32, 1, 'data=1'
+  c.model.layers = 'unroll'
   c.train.steps, c.train.eval_every, c.train.log_every = 8, 4, 2
   c.optim.learning_rate = 1e-2
   for name, value in values.items():

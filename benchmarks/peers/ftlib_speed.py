@@ -36,7 +36,7 @@ def main() -> None:
   with contextlib.redirect_stdout(sys.stderr):
     run = build(args)
     trainable, frozen = run.load()
-    state = run.start(trainable)
+    state = run.start(trainable, frozen)
     seen: set[int] = set()
     done = 0
     while len(seen) < len(run.edges) and done < 400:  # one step of each length: nothing is compiled while timed

@@ -22,7 +22,7 @@ from ftlib.base.rng import Stream, dropout
 from ftlib.base.types import Batch, Head, Outputs
 from ftlib.models import hf_config
 from ftlib.models.attention import attention, same_segment
-from ftlib.models.layers import ACTIVATIONS, Axis, Embed, Norm, Proj, normal, param
+from ftlib.models.layers import ACTIVATIONS, Axis, Embed, Hidden, Memory, Norm, Proj, Prompt, Shared, normal, param
 from ftlib.models.model import Model
 
 
@@ -137,10 +137,12 @@ def build(config: Config, *, head: Head, hf: Mapping[str, str] = TABLE, **option
 
 
 class Context(NamedTuple):
-  """What the blocks and the head read besides the hidden state."""
+  """What the blocks and the head read besides the hidden state; `prompt` virtual tokens lead every row."""
 
   mask_B1LL: jax.Array
   segments_BL: jax.Array
+  prompt: int = 0
+  shared: Any = None
 
 
 class Attention(nnx.Module):
@@ -153,13 +155,15 @@ class Attention(nnx.Module):
     self.k = Proj((embed,), (heads, size), init=init)
     self.v = Proj((embed,), (heads, size), init=init)
     self.o = Proj((heads, size), (embed,), init=init)
+    self.memory, self.out = Memory(heads, size), Hidden(embed)
     self.rate = c.attention_dropout
 
   def __call__(self, x_BLD: jax.Array, context: Context, stream: Stream | None) -> jax.Array:
     q_BLHK, k_BLHK, v_BLHK = (p(x_BLD, stream) for p in (self.q, self.k, self.v))
+    k_BLHK, v_BLHK, mask = self.memory(k_BLHK, v_BLHK, context.mask_B1LL, context, stream)
     noise = None if stream is None else stream.at('attn/probabilities')
-    y_BLHK = attention(q_BLHK, k_BLHK, v_BLHK, context.mask_B1LL, rate=self.rate, stream=noise)
-    return self.o(y_BLHK, stream)
+    y_BLHK = attention(q_BLHK, k_BLHK, v_BLHK, mask, rate=self.rate, stream=noise)
+    return self.out(x_BLD, self.o(y_BLHK, stream), context, stream)
 
 
 class Mlp(nnx.Module):
@@ -169,10 +173,12 @@ class Mlp(nnx.Module):
     embed, mlp = Axis('embed', c.embed), Axis('mlp', c.mlp)
     self.up = Proj((embed,), (mlp,), init=normal(c.init_std))
     self.down = Proj((mlp,), (embed,), init=normal(c.init_std))
+    self.out = Hidden(embed)
     self.activation = c.activation
 
-  def __call__(self, x_BLD: jax.Array, stream: Stream | None) -> jax.Array:
-    return self.down(ACTIVATIONS[self.activation](self.up(x_BLD, stream)), stream)
+  def __call__(self, x_BLD: jax.Array, context: Context, stream: Stream | None) -> jax.Array:
+    y_BLD = self.down(ACTIVATIONS[self.activation](self.up(x_BLD, stream)), stream)
+    return self.out(x_BLD, y_BLD, context, stream)
 
 
 class Block(nnx.Module):
@@ -183,11 +189,13 @@ class Block(nnx.Module):
     self.attn_norm = Norm(Axis('embed', c.embed), epsilon=c.epsilon)
     self.mlp = Mlp(c)
     self.mlp_norm = Norm(Axis('embed', c.embed), epsilon=c.epsilon)
+    self.out = Hidden(Axis('embed', c.embed))
     self.rate = c.dropout
 
-  def __call__(self, h_BLD: jax.Array, context: Context, stream: Stream | None) -> jax.Array:
-    h_BLD = self.attn_norm(h_BLD + self._drop(self.attn(h_BLD, context, stream), stream, 'attn/out'))
-    return self.mlp_norm(h_BLD + self._drop(self.mlp(h_BLD, stream), stream, 'mlp/out'))
+  def __call__(self, x_BLD: jax.Array, context: Context, stream: Stream | None) -> jax.Array:
+    h_BLD = self.attn_norm(x_BLD + self._drop(self.attn(x_BLD, context, stream), stream, 'attn/out'))
+    h_BLD = self.mlp_norm(h_BLD + self._drop(self.mlp(h_BLD, context, stream), stream, 'mlp/out'))
+    return self.out(x_BLD, h_BLD, context, stream)
 
   def _drop(self, x: jax.Array, stream: Stream | None, name: str) -> jax.Array:
     return dropout(x, self.rate, None if stream is None else stream.at(name))
@@ -203,15 +211,18 @@ class Embeddings(nnx.Module):
     self.type = nnx.data(Embed(Axis('types', c.types), embed, init=init) if c.types else None)
     self.task = nnx.data(Embed(Axis('types', c.tasks), embed, init=init) if c.tasks else None)
     self.norm = Norm(embed, epsilon=c.epsilon)
+    self.prompt = Prompt(embed)
     self.offset, self.rate = c.position_offset, c.dropout
 
-  def __call__(self, inputs: Batch, stream: Stream | None) -> jax.Array:
-    h_BLD = self.token(inputs['tokens']) + self.position(inputs['positions'] + self.offset)
+  def __call__(self, inputs: Batch, stream: Stream | None) -> tuple[jax.Array, Batch, int]:
+    """(embedded tokens, inputs, the number of virtual tokens in front of them)."""
+    h_BLD, inputs, prompt = self.prompt(self.token(inputs['tokens'], stream), inputs, stream)
+    h_BLD += self.position(inputs['positions'] + self.offset, stream)
     if self.type is not None:
-      h_BLD += self.type(inputs['types'])
+      h_BLD += self.type(inputs['types'], stream)
     if self.task is not None:
-      h_BLD += self.task(jnp.zeros((), jnp.int32))
-    return dropout(self.norm(h_BLD), self.rate, None if stream is None else stream.at('embed'))
+      h_BLD += self.task(jnp.zeros((), jnp.int32), stream)
+    return dropout(self.norm(h_BLD), self.rate, None if stream is None else stream.at('embed')), inputs, prompt
 
 
 class ClassHead(nnx.Module):
@@ -253,30 +264,31 @@ class Trunk(nnx.Module):
     embed, out = Axis('embed', c.embed), Axis('embed_out', c.embed)
     self.kind, self.pooling = head.kind, head.pooling
     pooler = c.pooler and head.kind != 'mlm'
-    self.embed = Embeddings(c)
+    self.embed, self.shared = Embeddings(c), Shared()
     self.pooler = nnx.data(Proj((embed,), (out,), init=normal(c.init_std)) if pooler else None)
     self.head = nnx.data(ClassHead(c, head.classes) if head.kind == 'classify' else None)
     self.mlm = nnx.data(MlmHead(c) if head.kind == 'mlm' else None)
 
   def start(self, inputs: Batch, stream: Stream | None) -> tuple[jax.Array, Context]:
     """The embedded tokens [B, L, D] and the attention mask."""
-    return self.embed(inputs, stream), Context(same_segment(inputs['segments']), inputs['segments'])
+    h_BLD, inputs, prompt = self.embed(inputs, stream)
+    return h_BLD, Context(same_segment(inputs['segments']), inputs['segments'], prompt, self.shared(stream))
 
   def finish(self, h_BLD: jax.Array, context: Context, stream: Stream | None) -> Outputs:
     """Pooled vector and logits, in float32."""
-    h_BLD = h_BLD.astype(jnp.float32)
+    wide_BLD = h_BLD.astype(jnp.float32)
+    h_BLD, segments_BL = wide_BLD[:, context.prompt :], context.segments_BL[:, context.prompt :]
     if self.mlm is not None:
       return Outputs(h_BLD, None, self.mlm(h_BLD, self.embed.token))
-    pooled_BD = pool(h_BLD, context.segments_BL, self.pooling)
+    # 'cls' is the first vector whatever it is: with a prompt, that of its first virtual token, as in PEFT
+    pooled_BD = wide_BLD[:, 0] if self.pooling == 'cls' else mean_of_tokens(h_BLD, segments_BL)
     if self.pooler is not None:
       pooled_BD = jnp.tanh(self.pooler(pooled_BD, stream))
     logits = None if self.head is None else self.head(pooled_BD, stream)
     return Outputs(h_BLD, pooled_BD, logits)
 
 
-def pool(h_BLD: jax.Array, segments_BL: jax.Array, how: str) -> jax.Array:
-  """[B, D]: the first token ('cls') or the mean of the tokens of a segment other than 0 ('mean')."""
-  if how == 'cls':
-    return h_BLD[:, 0]
+def mean_of_tokens(h_BLD: jax.Array, segments_BL: jax.Array) -> jax.Array:
+  """[B, D]: the mean over the tokens of a segment other than 0."""
   real_BL1 = (segments_BL > 0)[..., None]
   return jnp.where(real_BL1, h_BLD, 0).sum(1) / jnp.maximum(real_BL1.sum(1), 1)

@@ -1,7 +1,9 @@
 """Layers shared by every family, with the slots that methods fill.
 
 Modules hold no arrays: a `Param` is a shape with axis names and an initialiser, and values come in as a plain tree
-(`ftlib/models/model.py`). `Proj.adapter` is the slot of LoRA and its kin; model files never mention a method.
+(`ftlib/models/model.py`). Every slot is a module with an `adapter`, empty until a method fills it: `Proj` and `Embed`
+(LoRA and its kin), `Hidden` (bottleneck adapters), `Memory` (prefixes), `Prompt` and `Shared`. Model files never
+mention a method.
 
 Shape letters: B batch, L tokens, D embed, F mlp, H heads, K head size, V vocabulary, C classes.
 """
@@ -10,7 +12,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +21,7 @@ from flax import nnx
 from jax.nn import initializers
 
 from ftlib.base.rng import Stream
+from ftlib.base.types import Batch
 
 Init = Callable[..., jax.Array]
 
@@ -101,14 +104,87 @@ class Embed(nnx.Module):
   """A table of vectors: int ids [...] to [..., D]. Ids are checked on the host; JAX would clamp them silently."""
 
   def __init__(self, rows: Axis, axis: Axis, *, init: Init):
+    self.rows, self.axis = rows, axis
     self.table = param((rows, axis), init)
+    self.adapter = nnx.data(None)
 
-  def __call__(self, ids: jax.Array) -> jax.Array:
-    return jnp.take(self.table[...], ids, axis=0, mode='clip')
+  def __call__(self, ids: jax.Array, stream: Stream | None = None) -> jax.Array:
+    y = jnp.take(self.table[...], ids, axis=0, mode='clip')
+    return y if self.adapter is None else self.adapter(self, ids, y, stream)
 
   def attend(self, x: jax.Array) -> jax.Array:
     """Logits over the rows with the table as a tied output matrix: [..., D] to [..., V]."""
     return contract(x, self.table[...].T, 1)
+
+
+class Hidden(nnx.Module):
+  """A slot on the way of the hidden state: `y` [B, L, D] passes, or what an adapter makes of it.
+
+  `x` is what the part read whose output `y` is; `context` is the blocks' (segments, mask).
+  """
+
+  def __init__(self, axis: Axis):
+    self.axis, self.adapter = axis, nnx.data(None)
+
+  def __call__(self, x: jax.Array, y: jax.Array, context: Any, stream: Stream | None) -> jax.Array:
+    return y if self.adapter is None else self.adapter(self, x, y, context, stream)
+
+
+class Memory(nnx.Module):
+  """A slot for keys and values that every query sees beside those of its row: an adapter gives `k, v` [P, H, K]."""
+
+  def __init__(self, heads: Axis, size: Axis):
+    self.heads, self.size, self.adapter = heads, size, nnx.data(None)
+
+  def __call__(
+    self, k_BLHK: jax.Array, v_BLHK: jax.Array, mask_B1QL: jax.Array, context: Any, stream: Stream | None
+  ) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Keys, values and mask with the memory in front."""
+    if self.adapter is None:
+      return k_BLHK, v_BLHK, mask_B1QL
+    k_PHK, v_PHK = self.adapter(self, context, stream)
+    before = lambda m, x: jnp.concatenate(  # noqa: E731
+      [jnp.broadcast_to(m.astype(x.dtype), (x.shape[0], *m.shape)), x], axis=1
+    )
+    seen = jnp.ones((*mask_B1QL.shape[:3], k_PHK.shape[0]), bool)
+    return before(k_PHK, k_BLHK), before(v_PHK, v_BLHK), jnp.concatenate([seen, mask_B1QL], axis=-1)
+
+
+class Prompt(nnx.Module):
+  """A slot for virtual tokens in front of a row: an adapter gives their vectors [P, D] in place of embedded tokens.
+
+  They are of the row's first segment and have the positions 0 to P - 1; the row's own positions follow.
+  """
+
+  def __init__(self, axis: Axis):
+    self.axis, self.adapter = axis, nnx.data(None)
+
+  def __call__(self, h_BLD: jax.Array, inputs: Batch, stream: Stream | None) -> tuple[jax.Array, Batch, int]:
+    """(embedded tokens [B, P + L, D], inputs of that length, P)."""
+    if self.adapter is None:
+      return h_BLD, inputs, 0
+    p_PD = self.adapter(self, stream)
+    count, rows = p_PD.shape[0], h_BLD.shape[0]
+    wide = lambda x: jnp.broadcast_to(x, (rows, count))  # noqa: E731
+    front = {
+      'tokens': wide(inputs['tokens'][:, :1]),
+      'types': wide(jnp.zeros((), jnp.int32)),
+      'segments': wide(inputs['segments'][:, :1]),
+      'positions': wide(jnp.arange(count, dtype=jnp.int32)),
+    }
+    longer = {n: jnp.concatenate([x, inputs[n] + (count if n == 'positions' else 0)], 1) for n, x in front.items()}
+    vectors = jnp.broadcast_to(p_PD.astype(h_BLD.dtype), (rows, *p_PD.shape))
+    return jnp.concatenate([vectors, h_BLD], 1), {**inputs, **longer}, count
+
+
+class Shared(nnx.Module):
+  """A slot for what an adapter computes once for all layers; they find it in their context."""
+
+  def __init__(self) -> None:
+    self.adapter = nnx.data(None)
+
+  def __call__(self, stream: Stream | None) -> Any:
+    return None if self.adapter is None else self.adapter(self, stream)
 
 
 @jax.custom_vjp

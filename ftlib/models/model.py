@@ -77,9 +77,9 @@ class Model:
         out[(prefix + '/'.join(map(str, path))).rstrip('/')] = sub
     return out
 
-  def sites(self) -> dict[str, Proj]:
-    """Every projection by name ('layers/0/attn/q'): where adapters can be put."""
-    return {n: m for n, m in self.modules().items() if isinstance(m, Proj)}
+  def sites(self, kind: type = Proj) -> dict[str, Any]:
+    """Every slot of a kind by name ('layers/0/attn/q'): where adapters can be put (`ftlib/models/layers.py`)."""
+    return {n: m for n, m in self.modules().items() if type(m) is kind and 'adapter' not in n.split('/')}
 
   def copy(self) -> Model:
     """A model whose modules can be changed without touching this one's."""

@@ -56,4 +56,4 @@ class Lora(Adapter):
 
 def build(config: Config, model: Model) -> Method:
   """LoRA on every site that `target` matches."""
-  return adapt(model, config.target, lambda site, salt: Lora(site, salt, config), also=config.also)
+  return adapt(model, config.target, lambda site, name, salt: Lora(site, salt, config), also=config.also)

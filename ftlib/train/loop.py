@@ -54,7 +54,7 @@ class Progress:
 
 @dataclasses.dataclass(frozen=True)
 class Hooks:
-  """What the loop calls: `evaluate(trainable, frozen) -> metrics`; `learning_rate(step)`; `name_rows(row numbers)`."""
+  """What the loop calls: `evaluate(own, frozen) -> metrics`; `learning_rate(step)`; `name_rows(row numbers)`."""
 
   evaluate: Callable[[Params, Params], dict[str, Any]]
   learning_rate: Callable[[int], float]
@@ -96,7 +96,7 @@ def fit(
       metric = None
       if evaluates:
         try:
-          metrics = hooks.evaluate(state.trainable, frozen)
+          metrics = hooks.evaluate(state.own, frozen)
         except Diverged as e:
           raise watch.diverged(f'step {done}: {e}', rows) from None
         metric = _evaluated(plan, metrics, progress, log, done)

@@ -18,17 +18,24 @@ from ftlib.base.types import ParamInfo, Params
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class TrainState:
-  """`step` int32 []; the trainable tree; the optimizer's state over it; the run's typed key."""
+  """`step` int32 []; the trainable tree; the optimizer's state over it; the run's typed key; and `kept`, what a method
+  adds to the base without training it by gradients (random factors, masks, indices)."""
 
   step: jax.Array
   trainable: Params
   opt: Any
   key: jax.Array
+  kept: Params = dataclasses.field(default_factory=dict)
+
+  @property
+  def own(self) -> Params:
+    """All parameters of the state: with the frozen base, those of the model."""
+    return trees.join(self.trainable, self.kept)
 
 
-def create(trainable: Params, tx: optax.GradientTransformation, seed: int) -> TrainState:
+def create(trainable: Params, kept: Params, *, tx: optax.GradientTransformation, seed: int) -> TrainState:
   """The state at step 0."""
-  return TrainState(jnp.zeros((), jnp.int32), trainable, tx.init(trainable), jax.random.key(seed))
+  return TrainState(jnp.zeros((), jnp.int32), trainable, tx.init(trainable), jax.random.key(seed), kept)
 
 
 def shardings(state: TrainState, info: Mapping[str, ParamInfo], layout: Layout) -> TrainState:

@@ -22,27 +22,40 @@ from ftlib.train.state import TrainState
 Apply = Callable[[Params, Batch, jax.Array | None], Outputs]
 
 
-def make_train_step(apply: Apply, objective: Callable[..., Sums], tx: optax.GradientTransformation, *, micro: int = 1):
+def make_train_step(
+  apply: Apply,
+  objective: Callable[..., Sums],
+  tx: optax.GradientTransformation,
+  *,
+  micro: int = 1,
+  penalty: Callable[[Params], jax.Array] | None = None,
+  adjust: Callable[..., tuple[Params, Params]] | None = None,
+):
   """`(state, frozen, batch) -> (state, sums)`; `micro` divides the batch and only bounds memory.
 
-  `sums` holds the objective's {name: (sum, weight)} and `grad_norm`, the global norm before clipping.
+  `sums` holds the objective's {name: (sum, weight)} and `grad_norm`, the global norm before clipping. `penalty` and
+  `adjust` are the method's (`ftlib/peft/method.py`): a term of the mean loss, and what follows the update.
   """
 
   def loss(trainable: Params, frozen: Params, batch: Batch, key: jax.Array):
     sums = objective(functools.partial(apply, trees.join(trainable, frozen)), batch, key)
-    return sums['loss'][0], sums
+    total, weight = sums['loss']
+    return (total if penalty is None else total + weight * penalty(trainable)), sums
 
   grad = jax.grad(loss, has_aux=True)
 
   def train_step(state: TrainState, frozen: Params, batch: Batch) -> tuple[TrainState, dict[str, Any]]:
     key = jax.random.fold_in(state.key, state.step)
-    grads, sums = accumulate(grad, state.trainable, frozen, batch, key, micro=micro)
+    grads, sums = accumulate(grad, state.trainable, trees.join(frozen, state.kept), batch, key, micro=micro)
     weight = sums['loss'][1]
     weight = jnp.maximum(weight, jnp.finfo(jnp.float32).tiny)
     grads = jax.tree.map(lambda g: g / weight, grads)
     updates, opt = tx.update(grads, state.opt, state.trainable)
     trainable = optax.apply_updates(state.trainable, updates)
-    state = TrainState(state.step + 1, trainable, opt, state.key)
+    kept = state.kept
+    if adjust is not None:
+      trainable, kept = adjust(trainable, kept, grads, state.step)
+    state = TrainState(state.step + 1, trainable, opt, state.key, kept)
     return state, {**sums, 'grad_norm': optax.tree.norm(grads)}
 
   return train_step
@@ -67,10 +80,10 @@ def accumulate(grad: Callable, trainable: Params, frozen: Params, batch: Batch, 
 
 
 def make_eval_step(apply: Apply, objective: Callable[..., Sums], predict: Callable[[Outputs], dict[str, jax.Array]]):
-  """`(trainable, frozen, batch) -> (sums, predictions)`, without dropout; predictions are arrays [B, ...]."""
+  """`(own, frozen, batch) -> (sums, predictions)`, without dropout; predictions are arrays [B, ...]."""
 
-  def eval_step(trainable: Params, frozen: Params, batch: Batch):
-    params = trees.join(trainable, frozen)
+  def eval_step(own: Params, frozen: Params, batch: Batch):
+    params = trees.join(own, frozen)
     outputs = apply(params, batch, None)
     return objective(lambda *_: outputs, batch, None), predict(outputs)
 

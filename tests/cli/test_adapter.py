@@ -40,7 +40,7 @@ def test_starting_values(trained, values):
   assert here.keys() == there.keys()
   for name in here:
     np.testing.assert_array_equal(here[name], there[name], err_msg=name)
-  assert f'10 of 10 trainable parameters start from {trained.folder}, checkpoint {step}' in built.notes
+  assert f'10 of 10 parameters of its own start from {trained.folder}, checkpoint {step}' in built.notes
   assert any(here[n].any() for n in here if n.endswith('adapter/b'))  # it was trained
   plain = loaded(runs.build(trained.config(seed=5)))
   assert not np.array_equal(plain['layers/0/attn/q/adapter/a'], here['layers/0/attn/q/adapter/a'])
@@ -62,7 +62,7 @@ def test_other_classes(trained, values, data):
   name = 'layers/1/attn/v/adapter/b'
   np.testing.assert_array_equal(here[name], values[1][name])
   assert f'head/out/kernel is made new: [32, 2] in {trained.folder}, [32, 3] here' in built.notes
-  assert any(n.startswith('8 of 10 trainable parameters start from') for n in built.notes)
+  assert any(n.startswith('8 of 10 parameters of its own start from') for n in built.notes)
 
 
 def test_as_many_classes_of_other_names(trained, values, data):
@@ -86,7 +86,7 @@ def test_a_run_from_an_adapter(trained, values, data, workdir, capsys):
   shutil.copytree(trained.folder, path)
   config = trained.config(model__adapter=str(path), optim__learning_rate=1e-12, train__steps=1, seed=3)
   fine_tune.run(config, workdir)
-  assert f'trainable parameters start from {path}' in capsys.readouterr().out
+  assert f'parameters of its own start from {path}' in capsys.readouterr().out
   assert json.loads((workdir / 'config.json').read_text())['model']['adapter'] == str(path)
   built = runs.build(json.loads((workdir / 'config.json').read_text()))
   trainable = jax.device_get(judge.restored(built, workdir, 'last')[0])

@@ -32,13 +32,14 @@ STEPS = 3
 
 @dataclasses.dataclass(frozen=True, repr=False)
 class Short:
-  """`run` after `STEPS` steps: `start` and `frozen` on the host, and after each step trainable, moments and loss.
+  """`run` after `STEPS` steps: `start`, `kept`, `frozen` on the host, and after each step trainable, moments and loss.
 
   `last` is the state on the mesh.
   """
 
   run: Run
   start: Flat
+  kept: Params
   frozen: Params
   trainable: list[Flat]
   moments: list[Flat]
@@ -47,14 +48,16 @@ class Short:
   frozen_after: Params
 
   def params(self, step: int) -> Params:
-    """All parameters after `step` steps (0: none yet), layers unstacked."""
+    """All parameters after `step` steps (0: none yet), layers unstacked; `kept` as they were at first."""
     chosen = self.start if step == 0 else self.trainable[step - 1]
-    return stack.unstack(trees.join(trees.unflatten(chosen), self.frozen))
+    return stack.unstack(trees.join(trees.unflatten(chosen), self.kept, self.frozen))
 
 
 def shapes(built: Run) -> tuple[TrainState, Params]:
   """The abstract (state, frozen) of a run."""
-  frozen = {n: jax.ShapeDtypeStruct(i.shape, i.dtype) for n, i in built.info.items() if n not in built.train_info}
+  frozen = {
+    n: jax.ShapeDtypeStruct(i.shape, i.dtype) for n, i in built.info.items() if not built.owns(stack.canonical(n))
+  }
   return built.abstract_state, trees.unflatten(frozen)
 
 
@@ -70,8 +73,8 @@ def take(model: pathlib.Path, data: pathlib.Path, **values: Any) -> Short:
   built = run.build(config(model, data, **values))
   chosen, frozen = built.load()
   host = jax.device_get(frozen)
-  state = built.start(chosen)
-  start = flat_copy(state.trainable)
+  state = built.start(chosen, frozen)
+  start, kept = flat_copy(state.trainable), jax.device_get(state.kept)
   trainable, moments, losses = [], [], []
   for i in range(STEPS):
     _, batch, _ = built.batch(i)
@@ -79,7 +82,7 @@ def take(model: pathlib.Path, data: pathlib.Path, **values: Any) -> Short:
     trainable.append(flat_copy(state.trainable))
     moments.append(first_moments(state))
     losses.append(float(sums['loss'][0] / sums['loss'][1]))
-  return Short(built, start, host, trainable, moments, losses, state, jax.device_get(frozen))
+  return Short(built, start, kept, host, trainable, moments, losses, state, jax.device_get(frozen))
 
 
 def flat_copy(tree: Params) -> Flat:

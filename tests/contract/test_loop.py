@@ -88,7 +88,7 @@ def fit(
   try:
     state = loop.fit(
       plan,
-      r.start(trainable),
+      r.start(trainable, frozen),
       frozen,
       progress,
       step=r.train_step,

@@ -270,7 +270,7 @@ def test_xla_counts_alike(short, tiny_bert, toy_data):
   """(2 + 2) / (2 + 4), of two layers; and for the head 2 / (2 + 4)."""
   full, head = (flops.as_compiled(short(method=m).run.train_step) for m in ('full', 'head'))
   last = run.build(runs.config(tiny_bert, toy_data, method='last_n', method__layers=1))
-  last.train_step(last.start(last.load()[0]), last.load()[1], last.batch(0)[1])
+  last.train_step(last.start(*last.load()), last.load()[1], last.batch(0)[1])
   assert flops.as_compiled(last.train_step) < 0.75 * full
   assert head < 0.5 * full
 

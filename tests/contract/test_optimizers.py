@@ -89,7 +89,7 @@ def test_lowers_a_quadratic_under_jit(module):
 def test_state_is_shaped_and_laid_out_as_the_parameters(module):
   mesh = layout.build(runs.MESH, batch=8)
   optimizer = make(module, weight_decay=0.1, clip_norm=1.0)
-  create = functools.partial(train_state.create, tx=optimizer.tx, seed=0)
+  create = functools.partial(train_state.create, kept={}, tx=optimizer.tx, seed=0)
   places = train_state.shardings(jax.eval_shape(create, filled()), INFO, mesh)
   made = jax.jit(create, out_shardings=places)(filled())
 

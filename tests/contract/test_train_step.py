@@ -45,7 +45,7 @@ def begin(lora):
     if id(r) not in made:
       chosen, frozen = r.load()
       noise = lambda n, x: x + 0.1 * jax.random.normal(rng.key_for(jax.random.key(5), n), x.shape)  # noqa: E731
-      made[id(r)] = r.start(trees.map_named(noise, chosen)), frozen
+      made[id(r)] = r.start(trees.map_named(noise, chosen), frozen), frozen
     state, frozen = made[id(r)]
     return jax.tree.map(lambda x: x.copy(), state), frozen
 

@@ -11,9 +11,7 @@ import dataclasses
 import jax
 from jax.nn import initializers
 
-from ftlib.base import trees
 from ftlib.base.rng import Stream
-from ftlib.base.types import Params
 from ftlib.models.layers import Proj, param
 from ftlib.models.model import Model
 from ftlib.peft.method import Adapter, Method, adapt
@@ -37,17 +35,10 @@ class Gain(Adapter):
     bias = 0 if site.bias is None else site.bias[...].astype(y.dtype)
     return y + (y - bias) * self.d[...].astype(y.dtype)
 
+  def merged(self, kernel: jax.Array, bias: jax.Array | None) -> tuple[jax.Array, jax.Array | None]:
+    return kernel * (1 + self.d[...]), bias
+
 
 def build(config: Config, model: Model) -> Method:
   """A gain on every site that `target` matches."""
-  method = adapt(model, config.target, lambda site, salt: Gain(site), also=config.also)
-  return dataclasses.replace(method, merge=merge)
-
-
-def merge(params: Params) -> Params:
-  """Kernels times their gains. What an adapter adds here depends on the kernel, so `Adapter.delta` does not do."""
-  flat = trees.flatten(params)
-  for name in [n for n in flat if n.endswith('/adapter/d')]:
-    kernel = name.replace('/adapter/d', '/kernel')
-    flat[kernel] = flat[kernel] * (1 + flat.pop(name))
-  return trees.unflatten(flat)
+  return adapt(model, config.target, lambda site, name, salt: Gain(site), also=config.also)

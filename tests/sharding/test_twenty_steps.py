@@ -14,7 +14,7 @@ def train(config):
   """(losses, last state, frozen, run) of STEPS steps."""
   run = runs.build(config)
   trainable, frozen = run.load()
-  state = run.start(trainable)
+  state = run.start(trainable, frozen)
   losses = []
   for i in range(STEPS):
     state, sums = run.train_step(state, frozen, run.batch(i)[1])

@@ -117,7 +117,7 @@ def make_case(case: str, folder: pathlib.Path, model: str) -> tuple[pathlib.Path
 
 def compare(case: str, method: str, a: Worker, b: Worker, *, rounds: int, limit: float) -> dict:
   """The row of a case: medians over rounds of both speeds and of their ratio."""
-  steps = 4 if case == 'fixed' else 48
+  steps = 4 if case == 'fixed' else 24
   pairs = []
   for i in range(rounds + 1):
     first, second = a.go(steps), b.go(steps)

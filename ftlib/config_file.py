@@ -6,7 +6,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import inspect
 import json
 import pathlib
@@ -135,13 +134,19 @@ def _set(values: dict[str, Any], field: str, text: str | None) -> None:
     groups[group][own] = settings.from_text(chain.Group, own, text, where=f'optim.groups.{group}')
   else:
     dataclass = recipe.dataclass_of(section, values[section].get('name', ''))
-    values[section][key] = settings.from_text(dataclass, key, text, where=section)
+    value = settings.from_text(dataclass, key, text, where=section)
+    *path, last = key.split('.')
+    node = values[section]
+    for part in path:
+      node[part] = node.get(part, {})
+      node = node[part]
+    node[last] = value
 
 
 def _fields(values: Mapping[str, Any], *sections: str) -> list[str]:
   """The names of all fields of some sections, 'train.steps'."""
-  own = lambda s: dataclasses.fields(recipe.dataclass_of(s, values.get(s, {}).get('name', '')))  # noqa: E731
-  return [f'{s}.{f.name}' for s in sections for f in own(s)]
+  own = lambda s: settings.leaves(recipe.dataclass_of(s, values.get(s, {}).get('name', '')))  # noqa: E731
+  return [f'{s}.{name}' for s in sections for name in own(s)]
 
 
 def _unknown(values: Mapping[str, Any], field: str) -> str:

@@ -20,6 +20,7 @@ from ftlib.base.settings import setting
 from ftlib.data import preparation
 from ftlib.models import stack
 from ftlib.optim import chain
+from ftlib.peft import together
 
 DTYPES = ('float32', 'bfloat16')
 
@@ -152,11 +153,22 @@ def component_section(section: str, name: str, **values: Any) -> config_dict.Con
   return out
 
 
+def component(section: str, name: str) -> ModuleType:
+  """The module of a section's component; of a method 'lora+bitfit', what stands for one."""
+  find = lambda n: lookup.component(COMPONENTS[section], n, field=f'{section}.name')  # noqa: E731
+  if section == 'method' and isinstance(name, str) and '+' in name:
+    parts = name.split('+')
+    if len({*parts}) < len(parts):
+      raise InputError(f'method.name={name!r} names a method twice')
+    return together.component({n: find(n) for n in parts})
+  return find(name)
+
+
 def dataclass_of(section: str, name: str = '') -> type:
   """The dataclass that a section is read through; `name` is the component's, in the sections of `COMPONENTS`."""
   if section in PLAIN:
     return PLAIN[section]
-  module = lookup.component(COMPONENTS[section], name, field=f'{section}.name')
+  module = component(section, name)
   return chain.config_of(module) if section == 'optim' else module.Config
 
 
@@ -174,10 +186,10 @@ def read(config: Mapping[str, Any]) -> Settings:
     raise InputError(f'{flat[0]}={config[flat[0]]!r} is a section of the config; set {flat[0]}.FIELD')
   got: dict[str, Any] = {n: settings.read(d, config[n], where=n) for n, d in PLAIN.items()}
   names, modules = {}, {}
-  for section, folder in COMPONENTS.items():
+  for section in COMPONENTS:
     values = dict(config[section])
     names[section] = values.pop('name', '')
-    modules[section] = lookup.component(folder, names[section], field=f'{section}.name')
+    modules[section] = component(section, names[section])
     got[section] = settings.read(dataclass_of(section, names[section]), values, where=section)
   seed = config['seed']
   if not isinstance(seed, int) or isinstance(seed, bool) or not 0 <= seed < 2**31:

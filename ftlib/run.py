@@ -30,11 +30,12 @@ from ftlib.io import hf
 from ftlib.models import hf_config, stack
 from ftlib.optim import chain
 from ftlib.optim.chain import Optimizer
-from ftlib.peft.method import Method, added
+from ftlib.peft.method import Adjust, Method, added
 from ftlib.recipe import Settings
 from ftlib.tasks.task import Task
 from ftlib.train import state as train_state
-from ftlib.train.compiled import Compiled
+from ftlib.train.compiled import Compiled, Staged
+from ftlib.train.gradient import mean_gradient
 from ftlib.train.state import TrainState
 from ftlib.train.step import make_eval_step, make_train_step
 
@@ -69,6 +70,7 @@ class Run:
   match: hf.Match
   adapter: Adapter | None
   trains: Callable[[str], bool]
+  adjust: Adjust | None
   runs: list[tuple[int, int]]
   info: dict[str, ParamInfo]
   objective: Callable
@@ -112,6 +114,7 @@ class Run:
     """The state at step 0, each leaf where `state_shardings` says, after the method has prepared its parameters."""
     if self.method.prepare is not None and self.adapter is None:
       flat = trees.flatten(stack.unstack(trees.join(own, frozen)))
+      flat |= adapter.moved(self.method.source, self.method.model, self.base, self.match)
       new = self.method.prepare(flat, functools.partial(self.gradient, own, frozen))
       mine = trees.flatten(stack.unstack(own))
       own = self._stacked(trees.unflatten({**mine, **new}))
@@ -121,29 +124,12 @@ class Run:
   def gradient(
     self, own: Params, frozen: Params, names: Sequence[str], *, rows: int, squared: bool = False
   ) -> dict[str, jax.Array]:
-    """{name: mean gradient} of parameters of whatever kind, over the first `rows` training rows without dropout.
-
-    `squared` gives the mean of the squares of each row's gradient instead: the diagonal of the empirical Fisher
-    information (Sung et al. 2021, equation 4).
-    """
+    """{name: mean gradient} of parameters of whatever kind over the first training rows (`ftlib/train/gradient.py`)."""
+    rows, size = min(rows, len(self.examples['train'])), 1 if squared else self.settings.train.batch_size
+    parts = [np.arange(i, min(i + size, rows)) for i in range(0, rows, size)]
+    parts = (self._collated('train', numbers, size) for numbers in parts)
     params = stack.unstack(trees.join(own, frozen))
-    chosen, rest = trees.split(params, set(names).__contains__)
-
-    def loss(chosen: Params, batch: Batch) -> jax.Array:
-      apply = functools.partial(self.method.model.apply, trees.join(chosen, rest))
-      total, weight = self.objective(lambda inputs, _: apply(inputs, None), batch, None)['loss']
-      return total / jnp.maximum(weight, 1e-30)
-
-    def add(total: Params, batch: Batch) -> Params:
-      got = jax.grad(loss)(chosen, batch)
-      return jax.tree.map(lambda t, g: t + (jnp.square(g) if squared else g), total, got)
-
-    step, size = jax.jit(add), 1 if squared else self.settings.train.batch_size
-    total, count = jax.tree.map(jnp.zeros_like, chosen), -(-min(rows, len(self.examples['train'])) // size)
-    for i in range(count):
-      numbers = np.arange(i * size, min((i + 1) * size, len(self.examples['train'])))
-      total = step(total, self._collated('train', numbers, size))
-    return trees.flatten(jax.tree.map(lambda x: x / count, total))
+    return mean_gradient(self.method.model.apply, self.objective, params, names, parts, squared=squared)
 
   def _stacked(self, params: Params) -> Params:
     place = lambda name, x: jax.device_put(x, self.layout.param(self.info[name]))  # noqa: E731
@@ -164,17 +150,21 @@ class Run:
     return jax.tree.map(lambda s: s.sharding, self.abstract_state)
 
   @functools.cached_property
-  def train_step(self) -> Compiled:
-    """`(state, frozen, batch) -> (state, sums)`, the state donated."""
-    step = make_train_step(
-      self.method.model.apply,
-      self.objective,
-      self.optimizer.tx,
-      micro=self.settings.train.accumulate,
-      penalty=self.method.penalty,
-      adjust=self.method.adjust,
-    )
-    return Compiled(step, donate_argnums=0, out_shardings=(self.state_shardings, self.layout.replicated))
+  def train_step(self) -> Compiled | Staged:
+    """`(state, frozen, batch) -> (state, sums)`, the state donated; compiled for each stage of the method's."""
+    parts = []
+    for k, tx in enumerate(self.optimizer.staged):
+      step = make_train_step(
+        self.method.model.apply,
+        self.objective,
+        tx,
+        micro=self.settings.train.accumulate,
+        penalty=self.method.penalty,
+        adjust=self.adjust,
+        active=lambda name, k=k: self.method.stage(stack.canonical(name)) <= k,
+      )
+      parts.append(Compiled(step, donate_argnums=0, out_shardings=(self.state_shardings, self.layout.replicated)))
+    return parts[0] if len(parts) == 1 else Staged(parts, self.method.stages.steps(self.steps))
 
   @functools.cached_property
   def eval_step(self) -> Compiled:
@@ -246,11 +236,13 @@ def build(config: Mapping[str, Any], *, labels: list | None = None, split: str |
   notes = [*dataset.notes, *_match_notes(match, method)]
   fresh = set(match.fresh)
   trains = lambda name: method.trains(name) or name in fresh  # noqa: E731
+  if method.stages is not None:
+    method = dataclasses.replace(method, stages=method.stages.with_first(fresh))
   objective = s.modules['objective'].build(s.objective, labels=task.labels, counts=task.counts)
   start = None
   if s.model.adapter:
     start = adapter.find(
-      s.model.adapter, info=method.model.info(), trains=trains, weights=base.fingerprint, labels=list(task.labels)
+      s.model.adapter, model=method.model, trains=trains, base=base, match=match, labels=[*task.labels], settings=s
     )
     notes += start.notes
   tokenizer = tokens.load(base.folder)
@@ -265,7 +257,10 @@ def build(config: Mapping[str, Any], *, labels: list | None = None, split: str |
   order = batches.Order(examples[wanted[0]].tokens.lengths, s.train.batch_size, s.seed, s.train.grouped)
   steps = s.train.steps or max(1, round(s.train.epochs * -(-len(train) // s.train.batch_size)))
   train_info = {n: i for n, i in info.items() if trains(stack.canonical(n))}
-  optimizer = chain.build(s.modules['optim'], s.optim, train_info, steps=steps)
+  stage = lambda name: method.stage(stack.canonical(name))  # noqa: E731
+  rates = lambda name: [method.rates(n) if method.rates else 1.0 for n in stack.members(name)]  # noqa: E731
+  optimizer = chain.build(s.modules['optim'], s.optim, train_info, steps=steps, stage=stage, rates=rates)
+  notes += [] if method.stages is None else [f'stages begin at steps {", ".join(map(str, method.stages.steps(steps)))}']
   return Run(
     settings=s,
     layout=mesh,
@@ -280,6 +275,7 @@ def build(config: Mapping[str, Any], *, labels: list | None = None, split: str |
     match=match,
     adapter=start,
     trains=trains,
+    adjust=method.adjust and method.adjust(steps),
     runs=runs,
     info=info,
     objective=objective,
@@ -325,7 +321,11 @@ def _info(method: Method, trains: Callable[[str], bool], *, scan: bool) -> tuple
   for name, i in info.items():
     if name.startswith('layers/'):
       _, number, rest = name.split('/', 2)
-      layers[int(number)].append((rest, i.shape, trains(name)))
+      layers[int(number)].append((rest, i.shape, trains(name), method.stage(name)))
+  for name, module in method.model.modules().items():
+    if name.startswith('layers/') and added(name):  # layers of one stack share their adapters' constants
+      fixed = {k: v for k, v in vars(module).items() if isinstance(v, int | float | str)}
+      layers[int(name.split('/')[1])].append(sorted(fixed.items()))
   runs = stack.segments([layers[i] if scan else i for i in layers])
   of_run = {str(first): (f'{first}:{stop}' if stop - first > 1 else str(first), stop - first) for first, stop in runs}
   out = {}

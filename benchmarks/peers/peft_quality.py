@@ -1,4 +1,4 @@
-"""Trains one LoRA classifier with PEFT and prints its validation metrics as one JSON line.
+"""Trains one classifier with PEFT and prints its validation metrics as one JSON line.
 
 For the PyTorch environment (torch, transformers, peft, scikit-learn); nothing of ftlib is imported:
 
@@ -6,14 +6,15 @@ For the PyTorch environment (torch, transformers, peft, scikit-learn); nothing o
 
 The recipe, all of it:
 
-- Data: DIR/{train,validation}.jsonl with `text` and `label`; labels are numbered in sorted order. `--limit N`
-  keeps the first N training rows after one shuffle by the seed. Texts are cut to `--max-length` tokens,
+- Data: DIR/{train,validation}.jsonl with `--text` (one column, or two with a comma) and `label`; labels are
+  numbered in sorted order. `--limit N` keeps the first N training rows after one shuffle by the seed, `--evaluate
+  N` the first N of validation. Texts are cut to `--max-length` tokens,
   special ones included.
 - Order: every epoch is a new permutation, drawn from (seed, epoch); the last, smaller batch is kept. Each
   batch is padded to its longest row.
 - Model: AutoModelForSequenceClassification in float32 with the checkpoint's own dropout. LoRA on `--target`,
-  scale alpha / rank, A by PEFT's default (Kaiming uniform), B zero; a new classifier is trained whole. All
-  else is frozen.
+  scale alpha / rank, A by PEFT's default (Kaiming uniform), B zero, or what `--peft` says, the JSON of another
+  method's adapter_config.json; a new classifier is trained whole. All else is frozen.
 - Loss: mean cross-entropy over the rows of the batch. Gradients are clipped to a global norm of `--clip`.
 - AdamW: betas 0.9 and 0.999, eps 1e-8, decay on weight matrices only. The rate rises linearly from 0 over the
   first ceil(warmup * steps) steps and falls linearly to 0 at the end, as transformers' `linear` schedule
@@ -40,7 +41,7 @@ import torch
 import transformers
 from sklearn import metrics
 
-Rows = list[tuple[list[int], int]]
+Rows = list[tuple[list[int], list[int], int]]
 
 
 def main() -> None:
@@ -59,6 +60,9 @@ def parse() -> argparse.Namespace:
   parser.add_argument('--data', type=Path, required=True, help='folder with train and validation .jsonl')
   parser.add_argument('--seed', type=int, default=0)
   parser.add_argument('--epochs', type=int, default=2)
+  parser.add_argument('--text', default='text', help='one column, or two with a comma')
+  parser.add_argument('--evaluate', type=int, default=None, help='validation rows')
+  parser.add_argument('--peft', default='', help='JSON of a method other than LoRA: peft_type and its fields')
   parser.add_argument('--batch-size', type=int, default=32)
   parser.add_argument('--learning-rate', type=float, default=1e-3)
   parser.add_argument('--warmup', type=float, default=0.06, help='fraction of all steps')
@@ -112,10 +116,12 @@ def read_data(args: argparse.Namespace, tokenizer) -> tuple[Rows, Rows, list[str
     train = [train[i] for i in order[: args.limit]]
 
   def encode(rows: list[dict]) -> Rows:
-    ids = tokenizer([row['text'] for row in rows], truncation=True, max_length=args.max_length)['input_ids']
-    return [(tokens, labels.index(str(row['label']))) for tokens, row in zip(ids, rows)]
+    texts = [[row[column] for row in rows] for column in args.text.split(',')]
+    encoded = tokenizer(*texts, truncation=True, max_length=args.max_length)
+    pieces = zip(encoded['input_ids'], encoded['token_type_ids'], rows, strict=True)
+    return [(tokens, types, labels.index(str(row['label']))) for tokens, types, row in pieces]
 
-  return encode(train), encode(validation), labels
+  return encode(train), encode(validation[: args.evaluate]), labels
 
 
 def read_jsonl(path: Path) -> list[dict]:
@@ -127,9 +133,11 @@ def build_model(args: argparse.Namespace, labels: Sequence[str]) -> torch.nn.Mod
     args.model, num_labels=len(labels), dtype=torch.float32
   )
   sizes = {'r': args.rank, 'lora_alpha': args.alpha, 'lora_dropout': args.lora_dropout}
+  fields = {'peft_type': 'LORA', 'target_modules': args.target.split(','), **sizes}
   # task_type SEQ_CLS makes PEFT train modules named `classifier` or `score` whole.
-  lora = peft.LoraConfig(task_type='SEQ_CLS', target_modules=args.target.split(','), **sizes)
-  return peft.get_peft_model(base, lora)
+  fields = {**(json.loads(args.peft) if args.peft else fields), 'task_type': 'SEQ_CLS'}
+  kind = peft.PEFT_TYPE_TO_CONFIG_MAPPING[fields.pop('peft_type')]
+  return peft.get_peft_model(base, kind(**fields))
 
 
 def build_optimizer(args: argparse.Namespace, model: torch.nn.Module, *, steps: int):
@@ -159,9 +167,9 @@ def training_batches(args: argparse.Namespace, rows: Rows) -> Iterator[Rows]:
 
 def collate(rows: Rows, tokenizer) -> dict[str, torch.Tensor]:
   """Rows padded to the longest of them, with labels."""
-  padded = tokenizer.pad({'input_ids': [tokens for tokens, _ in rows]}, return_tensors='pt')
-  labels = torch.tensor([label for _, label in rows])
-  return {'input_ids': padded['input_ids'], 'attention_mask': padded['attention_mask'], 'labels': labels}
+  ids, types, labels = zip(*rows, strict=True)
+  padded = tokenizer.pad({'input_ids': list(ids), 'token_type_ids': list(types)}, return_tensors='pt')
+  return {**padded, 'labels': torch.tensor(labels)}
 
 
 def train_step(
@@ -188,7 +196,7 @@ def evaluate(model: torch.nn.Module, rows: Rows, tokenizer, *, batch_size: int) 
   guesses = []
   for i in range(0, len(rows), batch_size):
     guesses += model(**collate(rows[i : i + batch_size], tokenizer)).logits.argmax(-1).tolist()
-  truth = [label for _, label in rows]
+  truth = [label for _, _, label in rows]
   macro = metrics.f1_score(truth, guesses, average='macro')
   binary = model.config.num_labels == 2
   return {

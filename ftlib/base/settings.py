@@ -4,7 +4,7 @@
 (`--config.method.rank=32`); `read(Config, section, where='method')` turns it back and checks keys, types and ranges.
 ConfigDict alone would take `--config.method.target=q,k` on a tuple of strings as `('q,k',)`, and would keep LoRA's
 fields after the method's name changed; so settings are scalars (patterns are regular expressions) and every section
-is read back through its dataclass.
+is read back through its dataclass. A field whose type is a dataclass is a section in the section.
 """
 
 from __future__ import annotations
@@ -66,6 +66,9 @@ def section(config: type, /, **values: Any) -> config_dict.ConfigDict:
       value = config_dict.placeholder(next(k for k in kinds if k is not type(None)))
     elif float in kinds and isinstance(value, int) and not isinstance(value, bool):
       value = float(value)
+    elif nested := _nested(hints[field.name]):
+      given = dataclasses.asdict(value) if dataclasses.is_dataclass(value) else dict(value)
+      value = section(nested, **given)
     elif dict in kinds:
       value = config_dict.ConfigDict(value)
     out[field.name] = value
@@ -97,9 +100,28 @@ def from_text(config: type, key: str, text: str | None, *, where: str) -> Any:
 
   Raises `InputError` naming `where.key` for an unknown key (with the nearest known one) and a text of another type.
   """
+  key, dot, rest = key.partition('.')
   if key not in {f.name for f in dataclasses.fields(config)}:
-    raise InputError(_unknown(config, key, where))
-  return parsed(typing.get_type_hints(config)[key], text, where=f'{where}.{key}')
+    raise InputError(_unknown(config, f'{key}{dot}{rest}', where))
+  hint = typing.get_type_hints(config)[key]
+  nested = _nested(hint)
+  if nested and rest:
+    return from_text(nested, rest, text, where=f'{where}.{key}')
+  if nested:
+    raise InputError(f'--config.{where}.{key} is a section; its fields: {", ".join(leaves(nested)) or "none"}')
+  if dot:
+    raise InputError(_unknown(config, f'{key}{dot}{rest}', where))
+  return parsed(hint, text, where=f'{where}.{key}')
+
+
+def leaves(config: type, prefix: str = '') -> list[str]:
+  """The names of all fields, 'rank', those of a section in the section with its name: 'lora.rank'."""
+  hints = typing.get_type_hints(config)
+  out = []
+  for field in dataclasses.fields(config):
+    nested = _nested(hints[field.name])
+    out += leaves(nested, f'{prefix}{field.name}.') if nested else [f'{prefix}{field.name}']
+  return out
 
 
 def parsed(hint: Any, text: str | None, *, where: str) -> Any:
@@ -134,6 +156,10 @@ _PARSERS = {
 
 
 def _checked(value: Any, hint: Any, field: dataclasses.Field, where: str) -> Any:
+  if nested := _nested(hint):
+    if not isinstance(value, Mapping):
+      raise InputError(f'{where}={value!r} is a section of the config; set {where}.FIELD')
+    return read(nested, value, where=where)
   kinds = _kinds(hint)
   if isinstance(value, list):
     value = tuple(value)
@@ -178,6 +204,10 @@ def _kinds(hint: Any) -> tuple[type, ...]:
   return (typing.get_origin(hint) or hint,)
 
 
+def _nested(hint: Any) -> type | None:
+  return hint if isinstance(hint, type) and dataclasses.is_dataclass(hint) else None
+
+
 def _unknown(config: type, key: str, where: str) -> str:
-  known = [f.name for f in dataclasses.fields(config)]
+  known = leaves(config)
   return f'unknown config key {where}.{key}{did_you_mean(key, known)}\n  known: {", ".join(known) or "(none)"}'

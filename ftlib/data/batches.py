@@ -1,8 +1,9 @@
 """Batches of few shapes, each a pure function of (rows, seed, step).
 
-Lengths are rounded up to a handful of buckets, so that a handful of steps is compiled. An epoch is a random
-permutation of the rows, sorted by length within windows of some batches and cut up, and the batches shuffled again:
-rows of a batch are alike in length, so little is padding. The cursor of a resumed run is the step, nothing else.
+Lengths are rounded up to a handful of buckets, so that a handful of steps is compiled. An epoch is a random permutation
+of the rows, sorted by length within windows of some batches (64, or a quarter of the rows where that is less) and cut
+up, and the batches shuffled again: rows of a batch are alike in length, so little is padding. The cursor of a resumed
+run is the step, nothing else.
 """
 
 from __future__ import annotations
@@ -81,9 +82,9 @@ class Order:
     size = self.batch_size
     if not self.grouped:
       return [order[i : i + size] for i in range(0, len(order), size)]
-    batches = []
-    for start in range(0, len(order), _WINDOW * size):
-      window = order[start : start + _WINDOW * size]
+    batches, span = [], size * max(1, min(_WINDOW, len(order) // (4 * size)))
+    for start in range(0, len(order), span):
+      window = order[start : start + span]
       window = window[np.argsort(self.lengths[window], kind='stable')]
       batches += [window[i : i + size] for i in range(0, len(window), size)]
     return [batches[i] for i in rng.permutation(len(batches))]

@@ -79,6 +79,7 @@ DEFAULTS = {
   'epsilon': 1e-12,
   'dropout': 0.1,
   'attention_dropout': 0.1,
+  'head_dropout': None,
   'pad_id': 0,
   'init_std': 0.02,
 }
@@ -109,17 +110,14 @@ TABLE = {n: (PREFIX + h if not n.startswith(('head', 'mlm')) else h) for n, h in
 
 def from_hf(values: Mapping[str, Any], *, where: str = 'config.json', allow: str = '') -> Config:
   """The Config of a BERT `config.json`."""
-  got = hf_config.read(values, USED, Config, defaults=_defaults(values), where=where, allow=allow)
+  got = hf_config.read(values, USED, Config, defaults=DEFAULTS, where=where, allow=allow)
   return checked(Config, got, where)
 
 
-def _defaults(values: Mapping[str, Any]) -> dict[str, Any]:
-  return {**DEFAULTS, 'head_dropout': values.get('hidden_dropout_prob', DEFAULTS['dropout'])}
-
-
 def checked(config: type[Config], got: dict[str, Any], where: str) -> Config:
-  """A Config whose numbers fit together, or an `InputError`."""
-  c = config(**got)
+  """A Config whose numbers fit together, or an `InputError`. The head's dropout is by default that of the layers."""
+  rate = got['dropout'] if got['head_dropout'] is None else got['head_dropout']
+  c = config(**{**got, 'head_dropout': rate})
   if c.activation not in ACTIVATIONS:
     raise InputError(
       f'{where}: hidden_act={c.activation!r} is not supported{did_you_mean(c.activation, ACTIVATIONS)}; '

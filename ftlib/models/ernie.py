@@ -23,8 +23,7 @@ TABLE = {
 def from_hf(values: Mapping[str, Any], *, where: str = 'config.json', allow: str = '') -> Config:
   """The Config of an ERNIE `config.json`; the task of every token is 0, as transformers does by default."""
   used = {**bert.USED, 'use_task_id': 'use_task', 'task_type_vocab_size': 'tasks'}
-  dropout = values.get('hidden_dropout_prob', 0.1)
-  defaults = {**bert.DEFAULTS, 'head_dropout': dropout, 'use_task': False, 'tasks': 3}
+  defaults = {**bert.DEFAULTS, 'use_task': False, 'tasks': 3}
   got = hf_config.read(values, used, Config, defaults=defaults, where=where, allow=allow)
   if not got.pop('use_task'):
     got['tasks'] = 0

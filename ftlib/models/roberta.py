@@ -31,7 +31,7 @@ TABLE = {
 
 def from_hf(values: Mapping[str, Any], *, where: str = 'config.json', allow: str = '') -> Config:
   """The Config of a RoBERTa or XLM-R `config.json`."""
-  defaults = {**bert.DEFAULTS, 'pad_id': 1, 'head_dropout': values.get('hidden_dropout_prob', 0.1)}
+  defaults = {**bert.DEFAULTS, 'pad_id': 1}
   got = hf_config.read(values, bert.USED, Config, defaults=defaults, where=where, allow=allow)
   switches = {'position_offset': got['pad_id'] + 1, 'pooler': False, 'head_dense': 'tanh', 'head_drop_first': True}
   return bert.checked(Config, {**got, **switches}, where)

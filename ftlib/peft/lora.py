@@ -1,59 +1,243 @@
-"""LoRA: low-rank updates of frozen matrices (Hu et al. 2022, equation 3), y = W x + (alpha / rank) B A x.
+"""LoRA: low-rank updates of frozen matrices (Hu et al. 2022, equation 3), y = W x + s B A x with s = alpha / rank.
 
-`a` starts as PEFT's does (Kaiming uniform with a = sqrt 5: uniform within 1 / sqrt(inputs)), `b` at zero, so the
-adapted model starts as the pretrained one. Trainable: rank * (inputs + outputs) a site.
+`scaling='rsqrt'` is rsLoRA's s = alpha / sqrt(rank) (Kalajdzievski 2023). Starts (`init`): `kaiming` is PEFT's own,
+uniform within 1 / sqrt(inputs), and `gaussian` a normal A of deviation 1 / rank; both with B = 0. `orthogonal` draws A
+and B so that B A = 0 (but for rounding). `pissa` (Meng et al. 2024, equations 2-4) takes A0 and B0 from the first
+singular vectors of W, `olora` (Büyükakyüz 2024) from its QR; where the papers then train on W - s B0 A0, the frozen W
+stays here and y = W x + s (B A - B0 A0) x: the same function, identity at the start, and it leaves as a LoRA of twice
+the rank. Dropout acts on the whole difference.
+
+`target` also says which layers: r'^layers/[6-9]/attn/(q|v)$'. `rank_pattern` and `alpha_pattern` give sites other
+numbers, r'attn/q$=4;^layers/0/=16': patterns of site names, the first that is found counts. `embeddings` is a pattern
+of tables ('embed/token') that get an update too: PEFT's, with A = 0 and a normal B, without dropout.
+LoRA+ (Hayou et al. 2024) is a larger rate for B: optim.groups = {'b': {'pattern': 'adapter/b$', 'learning_rate':
+1.6e-3}} beside optim.learning_rate = 1e-4. Trainable: rank * (inputs + outputs) a site, rank * (rows + size) a table.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from flax import nnx
 from jax.nn import initializers
 
+from ftlib.base import trees
 from ftlib.base.errors import InputError
 from ftlib.base.rng import Stream, dropout
 from ftlib.base.settings import setting
-from ftlib.models.layers import Axis, Proj, contract, param
+from ftlib.models.layers import Axis, Embed, Init, Proj, contract, param
 from ftlib.models.model import Model
+from ftlib.peft.lora_exchange import (  # noqa: F401
+  PEFT_TYPE,
+  config_of_peft,
+  doubled,
+  from_peft,
+  patterns_of_peft,
+  peft_config,
+  to_peft,
+)
 from ftlib.peft.method import Adapter, Method, adapt
+
+FROM_KERNEL = ('pissa', 'olora')  # starts whose first product is taken off again
 
 
 @dataclasses.dataclass(frozen=True)
-class Config:
-  """`target`: pattern of site names; `also`: pattern of base parameters to train as well, such as the head."""
+class Common:
+  """What LoRA and its kin share. `target`: pattern of site names; `also`: pattern of base parameters to train too."""
 
   rank: int = setting(8, low=1)
   alpha: float = setting(16.0, above=0)
   dropout: float = setting(0.1, low=0, below=1)
   target: str = r'attn/(q|v)$'
   also: str = '^head/'
+  scaling: str = setting('alpha/rank', choices=('alpha/rank', 'rsqrt'))
+  rank_pattern: str = ''
+  alpha_pattern: str = ''
+
+
+@dataclasses.dataclass(frozen=True)
+class Config(Common):
+  """`Common`'s fields, the start, and a pattern of embedding tables ('': none)."""
+
+  init: str = setting('kaiming', choices=('kaiming', 'gaussian', 'orthogonal', *FROM_KERNEL))
+  embeddings: str = ''
+
+
+def scale_of(config: Any, rank: int, alpha: float) -> float:
+  """The factor s of the update."""
+  return alpha / (rank if config.scaling == 'alpha/rank' else rank**0.5)
 
 
 class Lora(Adapter):
-  """`a` [*ins, R] and `b` [R, *outs]."""
+  """`a` [*ins, R] and `b` [R, *outs]; `a0` and `b0` are their first values where those come from the kernel."""
 
-  def __init__(self, site: Proj, salt: int, config: Config):
+  KEPT: ClassVar[tuple[str, ...]] = ('a0', 'b0')
+
+  def __init__(self, site: Proj, salt: int, config: Any, rank: int, alpha: float):
     inputs, outputs = (math.prod(a.size for a in axes) for axes in (site.ins, site.outs))
-    if config.rank > min(inputs, outputs):
-      raise InputError(f'method.rank={config.rank} is larger than a matrix of {inputs} x {outputs} it acts on')
-    rank, bound = Axis('rank', config.rank), inputs**-0.5
-    uniform = lambda key, shape, dtype: jax.random.uniform(key, shape, dtype, -bound, bound)  # noqa: E731
-    self.a = param((*site.ins, rank), uniform)
-    self.b = param((rank, *site.outs), initializers.zeros)
-    self.scale, self.rate, self.salt, self.ins = config.alpha / config.rank, config.dropout, salt, len(site.ins)
+    _fits(rank, inputs, outputs)
+    axis, starts = Axis('rank', rank), _starts(config.init, rank, inputs, salt)
+    self.a, self.b = param((*site.ins, axis), starts[0]), param((axis, *site.outs), starts[1])
+    known = config.init in FROM_KERNEL
+    self.a0 = param((*site.ins, axis), initializers.zeros) if known else nnx.data(None)
+    self.b0 = param((axis, *site.outs), initializers.zeros) if known else nnx.data(None)
+    self.scale, self.rank, self.init = scale_of(config, rank, alpha), rank, config.init
+    self.rate, self.salt, self.ins = config.dropout, salt, len(site.ins)
 
   def __call__(self, site: Proj, x: jax.Array, y: jax.Array, stream: Stream | None) -> jax.Array:
-    noise = None if stream is None else stream.at(f'lora/{self.salt}')
-    low_BLR = contract(dropout(x, self.rate, noise), self.a[...], self.ins) * jnp.asarray(self.scale, x.dtype)
-    return y + contract(low_BLR, self.b[...], 1)
+    return y + self.update(self.dropped(x, stream), *self.factors())
+
+  def factors(self) -> tuple[jax.Array, jax.Array]:
+    """The update as one product: with `a0` and `b0`, a b - a0 b0 = (a - a0) b + a0 (b - b0), exactly 0 at the start."""
+    a, b = self.a[...], self.b[...]
+    if self.a0 is None:
+      return a, b
+    a0, b0 = self.a0[...], self.b0[...]
+    return jnp.concatenate([a - a0, a0], -1), jnp.concatenate([b, b - b0], 0)
+
+  def dropped(self, x: jax.Array, stream: Stream | None) -> jax.Array:
+    """What the update reads in training."""
+    return dropout(x, self.rate, None if stream is None else stream.at(f'lora/{self.salt}'))
+
+  def update(self, x: jax.Array, a: jax.Array, b: jax.Array) -> jax.Array:
+    """s x a b."""
+    return contract(contract(x, a, self.ins) * jnp.asarray(self.scale, x.dtype), b, 1)
 
   def delta(self) -> jax.Array:
-    return jnp.tensordot(self.a[...], self.b[...], axes=1) * self.scale
+    a, b = self.factors()
+    return jnp.tensordot(a, b, axes=1) * self.scale
+
+  def prepared(self, kernel: jax.Array) -> dict[str, Any]:
+    """Own parameters that follow from the pretrained kernel [*ins, *outs]."""
+    if self.a0 is None:
+      return {}
+    w_OI = np.asarray(kernel, np.float32).reshape(math.prod(kernel.shape[: self.ins]), -1).T
+    if self.init == 'pissa':
+      u, sizes, vt = np.linalg.svd(w_OI, full_matrices=False)
+      roots = np.sqrt(sizes[: self.rank] / np.float32(self.scale))
+      b_OR, a_RI = u[:, : self.rank] * roots, roots[:, None] * vt[: self.rank]
+    else:
+      b_OR, a_RI = (x.astype(np.float32) for x in np.linalg.qr(w_OI))
+      b_OR, a_RI = b_OR[:, : self.rank], a_RI[: self.rank]
+    a, b = a_RI.T.reshape(*kernel.shape[: self.ins], self.rank), b_OR.T.reshape(self.rank, *kernel.shape[self.ins :])
+    return {'a': a, 'b': b, 'a0': a, 'b0': b}
+
+
+class Table(Adapter):
+  """`a` [V, R] and `b` [R, D] of an embedding."""
+
+  def __init__(self, site: Embed, salt: int, config: Any, rank: int, alpha: float):
+    _fits(rank, site.rows.size, site.axis.size)
+    axis = Axis('rank', rank)
+    self.a, self.b = param((site.rows, axis), initializers.zeros), param((axis, site.axis), initializers.normal(1.0))
+    self.scale = scale_of(config, rank, alpha)
+
+  def __call__(self, site: Embed, ids: jax.Array, y: jax.Array, stream: Stream | None) -> jax.Array:
+    low = jnp.take(self.a[...], ids, axis=0, mode='clip').astype(y.dtype) * jnp.asarray(self.scale, y.dtype)
+    return y + contract(low, self.b[...], 1)
+
+  def delta(self) -> jax.Array:
+    return self.a[...] @ self.b[...] * self.scale
 
 
 def build(config: Config, model: Model) -> Method:
-  """LoRA on every site that `target` matches."""
-  return adapt(model, config.target, lambda site, name, salt: Lora(site, salt, config), also=config.also)
+  """LoRA on every site that `target` matches, and on the tables that `embeddings` does."""
+  return fill(config, model, Lora, embeddings=config.embeddings)
+
+
+def fill(config: Any, model: Model, adapter: type[Lora], *, embeddings: str = '') -> Method:
+  """`adapter` on every site that `target` matches, each of its own rank and alpha, and `Table` on tables."""
+  sites = trees.matching(config.target, model.sites(), field='method.target', what='sites')
+  if embeddings:
+    sites += trees.matching(embeddings, model.sites(Embed), field='method.embeddings', what='sites')
+  ranks, alphas = _numbers(config, sites)
+  make = lambda kind: lambda site, name, salt: kind(site, salt, config, ranks[name], alphas[name])  # noqa: E731
+  method = adapt(model, config.target, make(adapter), also=config.also)
+  if config.init in FROM_KERNEL or adapter.prepared is not Lora.prepared:
+    filled = {n: s.adapter for n, s in method.model.sites().items() if n in sites}
+    method = dataclasses.replace(method, prepare=lambda flat, _: _prepared(filled, flat))
+  if not embeddings:
+    return method
+  more = adapt(method.model, embeddings, make(Table), kind=Embed, merges=True, field='method.embeddings')
+  return dataclasses.replace(
+    method,
+    model=more.model,
+    trains=lambda name: method.trains(name) or more.trains(name),
+    shown=method.shown + more.shown,
+    merge=lambda params: more.merge(method.merge(params)),
+  )
+
+
+def by_site(text: str, default: float, sites: Sequence[str], *, field: str) -> dict[str, Any]:
+  """The number of each site by a text 'pattern=number;...', of which the first pattern that is found counts.
+
+  Raises `InputError` for a text of another form, numbers of another type or below 1, and patterns that match no site.
+  """
+  kind, found = type(default), {}
+  for part in filter(None, text.split(';')):
+    pattern, _, number = part.rpartition('=')
+    try:
+      value = kind(number)
+    except ValueError:
+      value = 0
+    if not pattern or not 0 < value < math.inf:
+      wanted = 'a whole number from 1 on' if kind is int else 'a number above 0'
+      raise InputError(f'{field}={text!r}: {part!r} is not pattern=number with {wanted}; several are separated by ";"')
+    for name in trees.matching(pattern, sites, field=field, what='sites it acts on'):
+      found.setdefault(name, value)
+  return {n: found.get(n, default) for n in sites}
+
+
+def peft_patterns(config: Any, names: Mapping[str, str]) -> dict[str, dict[str, Any]]:
+  """`rank_pattern` and `alpha_pattern` of `adapter_config.json`; `names`: the torch module of every site it acts on."""
+  ranks, alphas = _numbers(config, list(names))
+  own, default = {n: doubled(config, ranks[n], alphas[n]) for n in names}, doubled(config, config.rank, config.alpha)
+  pick = lambda i: {names[n]: pair[i] for n, pair in own.items() if pair[i] != default[i]}  # noqa: E731
+  return {'rank_pattern': pick(0), 'alpha_pattern': pick(1)}
+
+
+def _numbers(config: Any, sites: Sequence[str]) -> tuple[dict[str, int], dict[str, float]]:
+  ranks = by_site(config.rank_pattern, config.rank, sites, field='method.rank_pattern')
+  return ranks, by_site(config.alpha_pattern, config.alpha, sites, field='method.alpha_pattern')
+
+
+def _prepared(adapters: dict[str, Lora], flat: dict[str, Any]) -> dict[str, Any]:
+  own = {n: a.prepared(flat[f'{n}/kernel']) for n, a in adapters.items()}
+  return {f'{n}/adapter/{k}': x for n, values in own.items() for k, x in values.items()}
+
+
+def _fits(rank: int, inputs: int, outputs: int) -> None:
+  if rank > min(inputs, outputs):
+    raise InputError(f'method.rank={rank} is larger than a matrix of {inputs} x {outputs} it acts on')
+
+
+def _starts(init: str, rank: int, inputs: int, salt: int) -> tuple[Init, Init]:
+  """The initialisers of `a` and `b`."""
+  bound = inputs**-0.5
+  uniform = lambda key, shape, dtype: jax.random.uniform(key, shape, dtype, -bound, bound)  # noqa: E731
+  if init == 'gaussian':
+    return initializers.normal(1 / rank), initializers.zeros
+  if init != 'orthogonal':
+    return uniform, initializers.zeros
+  if rank % 2:
+    raise InputError(f"method.init='orthogonal' needs an even rank, not {rank}")
+  return _half(rank, salt, 0), _half(rank, salt, 1)
+
+
+def _half(rank: int, salt: int, which: int) -> Init:
+  """Normal values in one half of an orthogonal basis of the ranks: `a` has every other of its rows, `b` the rest."""
+
+  def init(key: jax.Array, shape: tuple[int, ...], dtype: Any) -> jax.Array:
+    square = jax.random.normal(jax.random.key(np.uint32(salt)), (rank, rank))
+    basis = jnp.linalg.qr(square)[0][which::2] / 10
+    if which == 0:
+      return (jax.random.normal(key, (*shape[:-1], rank // 2)) @ basis).astype(dtype)
+    return jnp.tensordot(basis.T, jax.random.normal(key, (rank // 2, *shape[1:])), axes=1).astype(dtype)
+
+  return init

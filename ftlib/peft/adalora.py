@@ -1,0 +1,219 @@
+"""AdaLoRA: a budget of ranks moves to where it is of use (Zhang et al. 2023), y = W x + (alpha / rank) P E Q x.
+
+E is the diagonal of `init_rank` singular values and starts at zero; P and Q are kept near orthogonal by a term of the
+loss (equation 4; as in the paper's and PEFT's code the mean over the matrices of ||P^T P - I||_F, not squared).
+After step t a triple (column of P, singular value, row of Q) has the importance S = s(E_k) + mean s(P_ik) +
+mean s(Q_kj), s being the product of two running means of |w dL/dw|, its value's and its fluctuation's (equations 8 to
+11). Over all sites together the triples of least importance lose their singular value, so that on average b(t) a
+site are left: `init_rank` to step `tinit`, then falling with the cube of the time left (equation 12) to `target_rank`
+at `total_steps - tfinal`, from where on which are left stays. Trainable: init_rank * (inputs + outputs + 1) a site.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.nn import initializers
+
+from ftlib.base import trees
+from ftlib.base.errors import InputError
+from ftlib.base.rng import Stream, dropout
+from ftlib.base.settings import setting
+from ftlib.base.types import Flat, Params
+from ftlib.models import stack
+from ftlib.models.layers import Axis, Proj, contract, normal, param
+from ftlib.models.model import Model
+from ftlib.peft.method import Adapter, Adjust, Method, adapt
+
+PEFT_TYPE = 'ADALORA'
+_PLAIN = {'bias': 'none', 'layer_replication': None, 'trainable_token_indices': None}  # all that is read
+_FIELDS = {  # ours -> PEFT's
+  'init_rank': 'init_r',
+  'target_rank': 'target_r',
+  'alpha': 'lora_alpha',
+  'dropout': 'lora_dropout',
+  'total_steps': 'total_step',
+  'tinit': 'tinit',
+  'tfinal': 'tfinal',
+  'interval': 'deltaT',
+  'beta1': 'beta1',
+  'beta2': 'beta2',
+  'orthogonal': 'orth_reg_weight',
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+  """`tinit` and `tfinal` are for a run of `total_steps` and are stretched to the run's own length; every `interval`
+  steps the budget is dealt out. `beta1` and `beta2` are of
+  the running means, `orthogonal` is the penalty's weight. `target` and `also` are patterns as LoRA's."""
+
+  init_rank: int = setting(12, low=1)
+  target_rank: int = setting(8, low=1)
+  alpha: float = setting(32.0, above=0)
+  dropout: float = setting(0.1, low=0, below=1)
+  total_steps: int = setting(1000, low=1)
+  tinit: int = setting(100, low=0)
+  tfinal: int = setting(300, low=0)
+  interval: int = setting(10, low=1)
+  beta1: float = setting(0.85, above=0, below=1)
+  beta2: float = setting(0.85, above=0, below=1)
+  orthogonal: float = setting(0.5, low=0)
+  target: str = r'attn/(q|v)$'
+  also: str = '^head/'
+
+  def __post_init__(self):
+    if self.target_rank > self.init_rank:
+      raise ValueError(f'target_rank={self.target_rank} is above init_rank={self.init_rank}')
+    if self.tinit >= self.total_steps - self.tfinal:
+      raise ValueError(
+        f'tinit={self.tinit} and tfinal={self.tfinal} leave no step of total_steps={self.total_steps} to lower the '
+        'budget in'
+      )
+
+
+class AdaLora(Adapter):
+  """`a` [*ins, R] (Q transposed), `e` [R], `b` [R, *outs] (P transposed); of each the two running means; and `mask`
+  [R], 0 for the singular values that the last allocation took."""
+
+  KEPT = tuple(f'{leaf}_{mean}' for leaf in 'aeb' for mean in ('sensitivity', 'uncertainty')) + ('mask',)
+
+  def __init__(self, site: Proj, name: str, salt: int, config: Config):
+    inputs, outputs = (math.prod(a.size for a in axes) for axes in (site.ins, site.outs))
+    if config.init_rank > min(inputs, outputs):
+      raise InputError(f'method.init_rank={config.init_rank} is larger than the {inputs} x {outputs} of {name}')
+    rank = Axis('rank', config.init_rank)
+    axes = {'a': (*site.ins, rank), 'e': (rank,), 'b': (rank, *site.outs)}
+    for leaf, of in axes.items():
+      setattr(self, leaf, param(of, initializers.zeros if leaf == 'e' else normal(0.02)))
+      setattr(self, f'{leaf}_sensitivity', param(of, initializers.zeros))
+      setattr(self, f'{leaf}_uncertainty', param(of, initializers.zeros))
+    self.mask = param((rank,), initializers.ones)
+    self.scale = config.alpha / (config.init_rank + 1e-5)
+    self.rate, self.salt, self.ins = config.dropout, salt, len(site.ins)
+
+  def __call__(self, site: Proj, x: jax.Array, y: jax.Array, stream: Stream | None) -> jax.Array:
+    noise = None if stream is None else stream.at(f'adalora/{self.salt}')
+    low_BLR = contract(dropout(x, self.rate, noise), self.a[...], self.ins)
+    return y + contract(low_BLR * (self.e[...] * self.scale).astype(x.dtype), self.b[...], 1)
+
+  def delta(self) -> jax.Array:
+    return jnp.tensordot(self.a[...] * (self.e[...] * self.scale), self.b[...], axes=1)
+
+
+def build(config: Config, model: Model) -> Method:
+  """AdaLoRA on every site that `target` matches."""
+  sites = trees.matching(config.target, model.sites(), field='method.target', what='sites')
+  return adapt(
+    model,
+    config.target,
+    lambda site, name, salt: AdaLora(site, name, salt, config),
+    also=config.also,
+    penalty=lambda trainable: config.orthogonal * _off_orthogonal(_triples(trainable, sites)),
+    adjust=lambda steps: _allocator(_stretched(config, steps), sites),
+  )
+
+
+def _triples(tree: Params, sites: list[str]) -> dict[str, tuple[jax.Array, jax.Array, jax.Array]]:
+  """{the adapter's name: (a [(N,) inputs, R], e [(N,) R], b [(N,) R, outputs])}, N being that of stacked layers."""
+  flat, mine = trees.flatten(tree), {f'{n}/adapter/e' for n in sites}
+  out = {}
+  for name, e in flat.items():
+    if stack.canonical(name) in mine:
+      at = name.removesuffix('e')
+      out[at] = flat[f'{at}a'].reshape(*e.shape[:-1], -1, e.shape[-1]), e, flat[f'{at}b'].reshape(*e.shape, -1)
+  return out
+
+
+def _off_orthogonal(triples: Mapping[str, tuple[jax.Array, jax.Array, jax.Array]]) -> jax.Array:
+  """The mean over all matrices of the Frobenius norm of P^T P - I (or Q Q^T - I)."""
+  norms = []
+  for a, _, b in triples.values():
+    for m in (a.mT, b):
+      gram = jnp.matmul(m, m.mT, precision=jax.lax.Precision.HIGHEST) - jnp.eye(m.shape[-2])
+      norms.append(jnp.sqrt(jnp.square(gram).sum((-2, -1)) + 1e-12).reshape(-1))  # its derivative at 0 is 0, not NaN
+  return jnp.concatenate(norms).mean()
+
+
+def _stretched(config: Config, steps: int) -> Config:
+  """The same plan for a run of `steps` steps."""
+  tinit, tfinal = (n * steps // config.total_steps for n in (config.tinit, config.tfinal))
+  return dataclasses.replace(config, total_steps=steps, tinit=tinit, tfinal=tfinal)
+
+
+def budgets(config: Config, sites: int) -> np.ndarray:
+  """int32: the singular values left to all sites together after the steps 0, `interval`, 2 * `interval`, ..."""
+  first, last, end = config.init_rank * sites, config.target_rank * sites, config.total_steps - config.tfinal
+  left = (1 - max(step - config.tinit, 0) / (end - config.tinit) for step in range(0, end + 1, config.interval))
+  return np.array([int((first - last) * x**3 + last) for x in left], np.int32)
+
+
+def _allocator(config: Config, sites: list[str]) -> Adjust:
+  """What follows an update: the running means up to step `total_steps - tfinal`, and the mask."""
+  table, end = jnp.asarray(budgets(config, len(sites))), config.total_steps - config.tfinal
+
+  def means(kept: Flat, name: str, value: jax.Array, grad: jax.Array, step: jax.Array) -> Flat:
+    s, u = kept[f'{name}_sensitivity'], kept[f'{name}_uncertainty']
+    now = jnp.abs(value * grad)
+    new_s = config.beta1 * s + (1 - config.beta1) * now
+    new_u = config.beta2 * u + (1 - config.beta2) * jnp.abs(now - new_s)
+    on = step < end
+    return {f'{name}_sensitivity': jnp.where(on, new_s, s), f'{name}_uncertainty': jnp.where(on, new_u, u)}
+
+  def adjust(trainable: Params, kept: Params, grads: Params, step: jax.Array) -> tuple[Params, Params]:
+    values, saved, grad = (trees.flatten(t) for t in (trainable, kept, grads))
+    scores = {}
+    for at in _triples(trainable, sites):
+      for leaf in 'aeb':
+        saved |= means(saved, at + leaf, values[at + leaf], grad[at + leaf], step)
+      own = {leaf: saved[f'{at}{leaf}_sensitivity'] * saved[f'{at}{leaf}_uncertainty'] for leaf in 'aeb'}
+      a, e, b = _triples(trees.unflatten({at + leaf: x for leaf, x in own.items()}), sites)[at]
+      scores[at] = e + a.mean(-2) + b.mean(-1)
+    ranked = jnp.sort(jnp.concatenate([s.reshape(-1) for s in scores.values()]))
+    budget = jnp.where(step == end, config.target_rank * len(sites), table[jnp.minimum(step, end) // config.interval])
+    gone = ranked.size - budget
+    threshold = jnp.where(gone > 0, ranked[jnp.maximum(gone, 1) - 1], -1.0)  # no importance is below 0
+    deal = (step == end) | ((step > config.tinit) & (step < end) & (step % config.interval == 0))
+    for at, score in scores.items():
+      mask = jnp.where(deal, (score > threshold).astype(jnp.float32), saved[f'{at}mask'])
+      saved[f'{at}mask'] = mask
+      values[f'{at}e'] = jnp.where(deal | (step > end), values[f'{at}e'] * mask, values[f'{at}e'])
+    return trees.unflatten(values), trees.unflatten(saved)
+
+  return adjust
+
+
+def peft_config(config: Config) -> dict[str, Any]:
+  return {theirs: getattr(config, ours) for ours, theirs in _FIELDS.items()}
+
+
+def config_of_peft(values: Mapping[str, Any]) -> dict[str, Any]:
+  """Fields of `Config` from PEFT's. Raises `InputError` for settings that ftlib does not compute.
+
+  `rank_pattern` is not needed: which rows the tensors lack does not matter to what the others compute.
+  """
+  odd = [f'{k}={values[k]!r}' for k, plain in _PLAIN.items() if values.get(k, plain) not in (plain, None)]
+  if odd:
+    raise InputError(f'adapter_config.json: ftlib has no AdaLoRA with {", ".join(odd)}')
+  return {ours: values[theirs] for ours, theirs in _FIELDS.items() if values.get(theirs) is not None}
+
+
+def to_peft(config: Config, leaves: Mapping[str, np.ndarray], site: Proj) -> dict[str, np.ndarray]:
+  a, e, b = leaves['a'], leaves['e'], leaves['b']
+  return {'lora_A': a.reshape(-1, e.size).T, 'lora_E': e[:, None], 'lora_B': b.reshape(e.size, -1).T}
+
+
+def from_peft(config: Config, tensors: Mapping[str, np.ndarray], site: Proj) -> dict[str, np.ndarray]:
+  """PEFT saves the rows alone that its mask left; they come first, zeros follow, and the means begin anew."""
+  lacking = [(0, config.init_rank - tensors['lora_E'].shape[0]), (0, 0)]
+  a, e, b = (np.pad(tensors[n] if n != 'lora_B' else tensors[n].T, lacking) for n in ('lora_A', 'lora_E', 'lora_B'))
+  ins, outs = ([x.size for x in axes] for axes in (site.ins, site.outs))
+  mask = (np.arange(config.init_rank) < tensors['lora_E'].shape[0]).astype(np.float32)
+  out = {'a': a.T.reshape(*ins, -1), 'e': e[:, 0], 'b': b.reshape(-1, *outs), 'mask': mask}
+  return out | {n: np.zeros_like(out[n[0]]) for n in AdaLora.KEPT if n != 'mask'}

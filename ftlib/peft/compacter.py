@@ -1,0 +1,101 @@
+"""Compacter (Karimi Mahabadi et al. 2021): Houlsby's adapters of sums of Kronecker products.
+
+Each matrix of y + up(f(down(y))) is W = sum_i A_i (x) (s_i t_i) over i < n: the n x n matrices A_i are the
+same in every matrix of the model, s_i t_i is of rank 1 and its own. The norms of the layers train too. `up`'s t
+starts at zero, so the adapted model starts as the pretrained one.
+
+Trainable, with m = D / reduction rounded up to a multiple of n: 2 rank (D + m) + m + D an adapter, two a layer (one
+with target=mlp/out$: Compacter++); 4 D a layer in the norms; n^3 in all.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.nn import initializers
+
+from ftlib.base.errors import InputError
+from ftlib.base.rng import Stream, dropout
+from ftlib.base.settings import setting
+from ftlib.models.layers import ACTIVATIONS, Axis, Hidden, Init, Shared, contract, param
+from ftlib.models.model import Model
+from ftlib.peft.houlsby import NORMS, bottleneck, either
+from ftlib.peft.method import Adapter, Method, adapt
+
+GLOROT = initializers.glorot_uniform(batch_axis=0)  # of each factor by itself
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+  """`n`: terms of a sum, and the size of each A; `rank`: that of each B = s t (the paper: 1)."""
+
+  reduction: int = setting(32, low=1)
+  n: int = setting(4, low=1)
+  rank: int = setting(1, low=1)
+  activation: str = setting('gelu_new', choices=tuple(ACTIVATIONS))
+  dropout: float = setting(0.0, low=0, below=1)
+  target: str = r'(attn|mlp)/out$'
+  norms: str = NORMS
+  also: str = '^head/'
+
+
+class Rules(Adapter):
+  """`a` [n, n, n]: the matrices A_i that all layers share."""
+
+  def __init__(self, n: int):
+    self.a = param((Axis('terms', n), Axis('rows', n), Axis('columns', n)), initializers.normal(1e-2))
+
+  def __call__(self, site: Shared, stream: Stream | None) -> jax.Array:
+    return self.a[...]
+
+
+class Kronecker(nnx.Module):
+  """A linear map by `s` [n, ins / n, R], `t` [n, R, outs / n], `bias` [outs] and the shared A."""
+
+  def __init__(self, ins: Axis, outs: Axis, config: Config, *, init: Init):
+    terms, rank = Axis('terms', config.n), Axis('rank', config.rank)
+    rows, columns = (Axis('block', a.size // config.n) for a in (ins, outs))
+    if config.rank > min(rows.size, columns.size):
+      raise InputError(f'method.rank={config.rank} is larger than a block of {rows.size} x {columns.size}')
+    self.s = param((terms, rows, rank), GLOROT)
+    self.t = param((terms, rank, columns), init)
+    self.bias = param((outs,), initializers.zeros)
+
+  def kernel(self, a_NPQ: jax.Array) -> jax.Array:
+    """W [ins, outs]."""
+    b_NIO = self.s[...] @ self.t[...]
+    w_PIQO = jnp.einsum('npq,nio->piqo', a_NPQ, b_NIO)
+    return w_PIQO.reshape(w_PIQO.shape[0] * w_PIQO.shape[1], -1)
+
+  def __call__(self, x: jax.Array, a_NPQ: jax.Array) -> jax.Array:
+    return contract(x, self.kernel(a_NPQ), 1) + self.bias[...].astype(x.dtype)
+
+
+class Compact(Adapter):
+  """`down` and `up`, both Kronecker; the A of the context between them."""
+
+  def __init__(self, site: Hidden, salt: int, config: Config):
+    if site.axis.size % config.n:
+      raise InputError(f'method.n={config.n} does not divide the {site.axis.size} values of {site.axis.name}')
+    middle = bottleneck(site, config.reduction, multiple=config.n)
+    self.down = Kronecker(site.axis, middle, config, init=GLOROT)
+    self.up = Kronecker(middle, site.axis, config, init=initializers.zeros)
+    self.activation, self.rate, self.salt = config.activation, config.dropout, salt
+
+  def __call__(self, site: Hidden, x: jax.Array, y: jax.Array, context: Any, stream: Stream | None) -> jax.Array:
+    noise = None if stream is None else stream.at(f'compacter/{self.salt}')
+    h_BLM = ACTIVATIONS[self.activation](self.down(y, context.shared))
+    return y + self.up(dropout(h_BLM, self.rate, noise), context.shared)
+
+
+def build(config: Config, model: Model) -> Method:
+  """Kronecker adapters on every site that `target` matches, and their shared matrices."""
+  also = either(model, also=config.also, norms=config.norms)
+  own = adapt(model, config.target, lambda site, name, salt: Compact(site, salt, config), also=also, kind=Hidden)
+  shared = adapt(own.model, '^shared$', lambda site, name, salt: Rules(config.n), kind=Shared)
+  trains = lambda name: own.trains(name) or shared.trains(name)  # noqa: E731
+  return dataclasses.replace(shared, trains=trains, shown=shared.shown + own.shown)

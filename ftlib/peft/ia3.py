@@ -1,0 +1,103 @@
+"""(IA)^3: learned vectors rescale keys, values and the MLP's inner activations (Liu et al. 2022, section 3.3).
+
+y = l * (W x + b) at the sites of `target`, y = W (l * x) + b at those of `feedforward`; l starts at one. Trainable:
+the outputs of each site of the first kind, the inputs of each of the second.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import numpy as np
+from jax.nn import initializers
+
+from ftlib.base import trees
+from ftlib.base.errors import InputError, listing
+from ftlib.base.rng import Stream
+from ftlib.models.layers import Proj, contract, param
+from ftlib.models.model import Model
+from ftlib.peft.method import Adapter, Method, adapt
+
+PEFT_TYPE = 'IA3'
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+  """`target`: pattern of sites whose outputs are rescaled; `feedforward`: of those whose inputs are, '' for none;
+  `also`: pattern of base parameters to train as well. The vectors' names end in `scale`: weight decay, which would
+  draw them to zero, leaves them out as it does those of layer norm."""
+
+  target: str = r'attn/(k|v)$'
+  feedforward: str = r'mlp/down$'
+  also: str = '^head/'
+
+
+class Outputs(Adapter):
+  """`out_scale` [*outs]."""
+
+  def __init__(self, site: Proj):
+    self.out_scale = param(site.outs, initializers.ones)
+
+  def __call__(self, site: Proj, x: jax.Array, y: jax.Array, stream: Stream | None) -> jax.Array:
+    return y * self.out_scale[...].astype(y.dtype)
+
+  def merged(self, kernel: jax.Array, bias: jax.Array | None) -> tuple[jax.Array, jax.Array | None]:
+    l = self.out_scale[...].astype(kernel.dtype)
+    return kernel * l, None if bias is None else bias * l.astype(bias.dtype)
+
+
+class Inputs(Adapter):
+  """`in_scale` [*ins]."""
+
+  def __init__(self, site: Proj):
+    self.in_scale = param(site.ins, initializers.ones)
+
+  def __call__(self, site: Proj, x: jax.Array, y: jax.Array, stream: Stream | None) -> jax.Array:
+    y = contract(x * self.in_scale[...].astype(x.dtype), site.kernel[...], len(site.ins))
+    return y if site.bias is None else y + site.bias[...].astype(y.dtype)
+
+  def merged(self, kernel: jax.Array, bias: jax.Array | None) -> tuple[jax.Array, jax.Array | None]:
+    l = self.in_scale[...].astype(kernel.dtype)
+    return kernel * l.reshape(l.shape + (1,) * (kernel.ndim - l.ndim)), bias
+
+
+def build(config: Config, model: Model) -> Method:
+  """A vector on every site that `target` or `feedforward` matches; a site that both match is an error."""
+  sites = list(model.sites())
+  outputs = trees.matching(config.target, sites, field='method.target', what='sites')
+  inputs = []
+  if config.feedforward:
+    inputs = trees.matching(config.feedforward, sites, field='method.feedforward', what='sites')
+  if both := sorted(set(outputs) & set(inputs)):
+    raise InputError(
+      f'method.target={config.target!r} and method.feedforward={config.feedforward!r} both match\n{listing(both)}\n'
+      '  a site is rescaled at its outputs or at its inputs; make the patterns exclude each other'
+    )
+  make = lambda site, name, salt: Inputs(site) if name in inputs else Outputs(site)  # noqa: E731
+  return adapt(model, f'^({"|".join(map(re.escape, outputs + inputs))})$', make, also=config.also)
+
+
+def peft_config(config: Config) -> dict[str, Any]:
+  """Nothing: `feedforward_modules`, the modules whose leaf is `in_scale`, is known by their names alone."""
+  return {}
+
+
+def config_of_peft(values: Mapping[str, Any]) -> dict[str, Any]:
+  """Nothing but the patterns, which follow from `target_modules` and `feedforward_modules`."""
+  if values.get('trainable_token_indices'):
+    raise InputError('adapter_config.json: ftlib has no IA3 with trainable_token_indices')
+  return {}
+
+
+def to_peft(config: Config, leaves: Mapping[str, np.ndarray], site: Proj) -> dict[str, np.ndarray]:
+  return {'ia3_l': leaves['in_scale'].reshape(1, -1) if 'in_scale' in leaves else leaves['out_scale'].reshape(-1, 1)}
+
+
+def from_peft(config: Config, tensors: Mapping[str, np.ndarray], site: Proj) -> dict[str, np.ndarray]:
+  l = tensors['ia3_l']  # [1, in] where inputs are rescaled, [out, 1] where outputs are
+  name, axes = ('in_scale', site.ins) if l.shape[0] == 1 else ('out_scale', site.outs)
+  return {name: l.reshape([a.size for a in axes])}

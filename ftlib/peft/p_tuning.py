@@ -1,0 +1,145 @@
+"""P-tuning (Liu et al. 2021, section 3): the vectors of a prompt come from an encoder of trained embeddings e.
+
+'mlp' is PEFT's (Linear, ReLU, Linear, ReLU, Linear, each vector for itself); 'lstm' the paper's, MLP(LSTM(e)) over a
+bidirectional LSTM of two layers; 'none' has no encoder, which is `prompt`, and what a file of PEFT holds. The slot is
+that of `prompt`: vectors in front of the row, a 'cls' head reads the first. The paper also puts prompts amid the row;
+neither PEFT nor this does. Random starts are PEFT's (embeddings normal, matrices uniform within 1 / sqrt(inputs)), but
+biases start at zero and a gate has one. The adapted model does not start as the pretrained one.
+
+Trainable, with D embed and h hidden: P D + (D + 1) h + (h + 1) h + (h + 1) D for 'mlp'; P D + 8 h (D + h + 1)
++ 8 h (3 h + 1) + (2 h + 1) 2 h + (2 h + 1) D for 'lstm'; P D for 'none'.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax.nn import initializers
+
+from ftlib.base import trees
+from ftlib.base.errors import InputError
+from ftlib.base.rng import Stream
+from ftlib.base.settings import setting
+from ftlib.base.types import ParamInfo
+from ftlib.models.layers import Axis, Proj, Prompt, contract, normal, param
+from ftlib.models.model import Model
+from ftlib.peft.method import Adapter, Method, adapt
+from ftlib.peft.prompt import TENSOR, check_length, uniform, virtual_tokens, whole
+
+PEFT_TYPE = 'P_TUNING'
+SITE = 'embed/prompt/adapter'
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+  """`length` is P; `hidden` the encoder's width (0: that of the model); `also`: base parameters to train as well."""
+
+  length: int = setting(20, low=1)
+  encoder: str = setting('mlp', choices=('mlp', 'lstm', 'none'))
+  hidden: int = setting(0, low=0)
+  also: str = '^head/'
+
+
+class Lstm(nnx.Module):
+  """One direction of an LSTM layer (Hochreiter & Schmidhuber 1997) over x [P, ins]; gates in the order i, f, g, o."""
+
+  def __init__(self, ins: Axis, hidden: int):
+    gates = Axis('gates', 4 * hidden)
+    self.kernel = param((ins, gates), uniform(hidden))
+    self.state = param((Axis('hidden', hidden), gates), uniform(hidden))
+    self.bias = param((gates,), initializers.zeros)
+
+  def __call__(self, x: jax.Array, *, reverse: bool) -> jax.Array:
+    def step(carry: tuple[jax.Array, jax.Array], x_G: jax.Array):
+      h, c = carry
+      gates = x_G + contract(h.astype(x.dtype), self.state[...], 1).astype(jnp.float32)
+      i, f, g, o = jnp.split(gates, 4)
+      c = jax.nn.sigmoid(f) * c + jax.nn.sigmoid(i) * jnp.tanh(g)
+      h = jax.nn.sigmoid(o) * jnp.tanh(c)
+      return (h, c), h
+
+    zero = jnp.zeros((self.state.shape[0],), jnp.float32)
+    inputs_PG = contract(x, self.kernel[...], 1).astype(jnp.float32) + self.bias[...].astype(jnp.float32)
+    return jax.lax.scan(step, (zero, zero), inputs_PG, reverse=reverse)[1].astype(x.dtype)
+
+
+class Encoder(Adapter):
+  """`table` [P, D] and what makes the prompt of it."""
+
+  def __init__(self, site: Prompt, config: Config, dtype: Any):
+    embed = Axis('embed', site.axis.size)
+    self.kind, self.dtype = config.encoder, dtype
+    self.table = param((Axis('prompt', config.length), embed), normal(1.0))
+    h = config.hidden or embed.size
+    linear = lambda ins, outs: Proj((ins,), (outs,), init=uniform(ins.size))  # noqa: E731
+    hidden, both = Axis('hidden', h), Axis('hidden', 2 * h)
+    if self.kind == 'mlp':
+      self.first, self.second = linear(embed, hidden), linear(hidden, Axis('hidden_out', h))
+      self.out = linear(hidden, Axis('embed_out', embed.size))
+    elif self.kind == 'lstm':
+      self.forward_0, self.backward_0 = Lstm(embed, h), Lstm(embed, h)
+      self.forward_1, self.backward_1 = Lstm(both, h), Lstm(both, h)
+      self.first = linear(both, Axis('hidden_out', 2 * h))
+      self.out = linear(both, Axis('embed_out', embed.size))
+
+  def __call__(self, site: Prompt, stream: Stream | None) -> jax.Array:
+    x = self.table[...].astype(self.dtype)
+    if self.kind == 'none':
+      return x
+    if self.kind == 'mlp':
+      return self.out(jax.nn.relu(self.second(jax.nn.relu(self.first(x)))))
+    for left, right in ((self.forward_0, self.backward_0), (self.forward_1, self.backward_1)):
+      x = jnp.concatenate([left(x, reverse=False), right(x, reverse=True)], -1)
+    return self.out(jax.nn.relu(self.first(x)))
+
+
+def build(config: Config, model: Model) -> Method:
+  """An encoded prompt of `length` vectors."""
+  check_length(config.length, model)
+  return adapt(
+    model,
+    '^embed/prompt$',
+    lambda site, name, salt: Encoder(site, config, model.compute),
+    kind=Prompt,
+    also=config.also,
+    tokens=config.length,
+    identity=False,
+  )
+
+
+def peft_config(config: Config) -> dict[str, Any]:
+  """PEFT's file holds the encoded vectors; for training on, PEFT would make a new encoder before them."""
+  kind = 'LSTM' if config.encoder == 'lstm' else 'MLP'
+  hidden = {'encoder_hidden_size': config.hidden} if config.hidden else {}
+  return {'num_virtual_tokens': config.length, 'encoder_reparameterization_type': kind, **hidden}
+
+
+def config_of_peft(values: Mapping[str, Any]) -> dict[str, Any]:
+  """The fields that follow from an adapter_config.json; whatever its encoder was, the file lacks it."""
+  return {'length': virtual_tokens(values), 'encoder': 'none'}
+
+
+def to_peft_whole(config: Config, flat: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+  """The one tensor of PEFT's file: the encoded vectors [P, D]."""
+  embed = Axis('embed', flat[f'{SITE}/table'].shape[1])
+  encoder = Encoder(Prompt(embed), config, jnp.float32)
+  own = {n.removeprefix(f'{SITE}/'): x for n, x in flat.items() if n.startswith(f'{SITE}/')}
+  with jax.default_matmul_precision('highest'):
+    vectors = nnx.merge(nnx.graphdef(encoder), trees.unflatten(own))(None, None)
+  return {TENSOR: np.asarray(vectors)}
+
+
+def from_peft_whole(
+  config: Config, tensors: Mapping[str, np.ndarray], info: Mapping[str, ParamInfo]
+) -> dict[str, np.ndarray]:
+  """The inverse of `to_peft_whole` where there is no encoder."""
+  name = f'{SITE}/table'
+  if config.encoder != 'none':
+    raise InputError("PEFT's file holds encoded vectors, from which no encoder follows: set method.encoder='none'")
+  return {name: whole(tensors, info[name].shape)}

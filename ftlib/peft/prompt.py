@@ -1,0 +1,166 @@
+"""Prompt tuning (Lester et al. 2021, section 2): P trained vectors e stand in front of the embedded tokens, [e; x].
+
+The vectors are of the row's first segment at the positions 0 to P - 1, and a 'cls' head reads the first of them, all as
+in PEFT; rows are cut to what the positions then leave. In a packed row the first document alone sees them. They start
+at random, or as rows of the token table: `ids` (a text's or the class labels', repeated or cut to P) or `vocab` (the
+paper's sampled vocabulary). The adapted model does not start as the pretrained one. Trainable: P * embed.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import zlib
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import numpy as np
+
+from ftlib.base.errors import InputError
+from ftlib.base.rng import Stream
+from ftlib.base.settings import setting
+from ftlib.base.types import Flat, ParamInfo
+from ftlib.models.layers import Axis, Init, Prompt, normal, param
+from ftlib.models.model import Model
+from ftlib.peft.method import Adapter, Method, adapt
+
+NAME = 'embed/prompt/adapter/vectors'
+TABLE = 'embed/token/table'
+PEFT_TYPE, TENSOR = 'PROMPT_TUNING', 'prompt_embeddings'
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+  """`length` is P. `init_ids`: token ids such as '2307,6659', for init='ids'; `init_vocab`: the ids 'first:stop' to
+  draw from for init='vocab', by default all; `std` is that of init='random'; `also`: base parameters to train too."""
+
+  length: int = setting(20, low=1)
+  init: str = setting('random', choices=('random', 'ids', 'vocab'))
+  init_ids: str = ''
+  init_vocab: str = ''
+  std: float = setting(0.02, above=0)
+  also: str = '^head/'
+
+
+class Vectors(Adapter):
+  """`vectors` [P, D]."""
+
+  def __init__(self, site: Prompt, length: int, std: float):
+    self.vectors = param((Axis('prompt', length), site.axis), normal(std))
+
+  def __call__(self, site: Prompt, stream: Stream | None) -> jax.Array:
+    return self.vectors[...]
+
+
+def uniform(inputs: int) -> Init:
+  """Uniform within 1 / sqrt(inputs)."""
+  bound = inputs**-0.5
+  return lambda key, shape, dtype: jax.random.uniform(key, shape, dtype, -bound, bound)
+
+
+def build(config: Config, model: Model) -> Method:
+  """A prompt of `length` vectors."""
+  check_length(config.length, model)
+  choose = _chooser(config, model.config.vocab)
+
+  def prepare(flat: Flat, gradient: Any) -> Flat:
+    return {NAME: flat[TABLE][choose(flat[NAME])].astype(np.float32)}
+
+  return adapt(
+    model,
+    '^embed/prompt$',
+    lambda site, name, salt: Vectors(site, config.length, config.std),
+    kind=Prompt,
+    also=config.also,
+    tokens=config.length,
+    identity=False,
+    prepare=None if config.init == 'random' else prepare,
+  )
+
+
+def check_length(length: int, model: Model) -> None:
+  """Raises `InputError` for virtual tokens that leave no position to a real one."""
+  if length >= model.config.max_length:
+    raise InputError(
+      f'method.length={length}: virtual tokens take positions too, and the model has {model.config.max_length}; '
+      'lower it below that'
+    )
+
+
+def _chooser(config: Config, vocab: int) -> Callable[[Any], np.ndarray]:
+  """The function that gives the token ids of the P first vectors from their random starting values."""
+  for field, kind in (('init_ids', 'ids'), ('init_vocab', 'vocab')):
+    if getattr(config, field) and config.init != kind:
+      raise InputError(f"method.{field} is of use with method.init='{kind}' alone; init is {config.init!r}")
+  if config.init == 'ids':
+    ids = _numbers(config.init_ids, ',', 'init_ids', "token ids such as '2307,6659'")
+    if not 0 <= min(ids) <= max(ids) < vocab:
+      raise InputError(f'method.init_ids={config.init_ids!r}: the model has the token ids 0 to {vocab - 1}')
+    return lambda start: np.array(list(itertools.islice(itertools.cycle(ids), config.length)))
+  first, stop = _range(config.init_vocab, vocab) if config.init_vocab else (0, vocab)
+
+  def draw(start: Any) -> np.ndarray:
+    rng = np.random.default_rng(zlib.crc32(np.asarray(start, np.float32).tobytes()))  # so it goes by the run's seed
+    return rng.choice(np.arange(first, stop), config.length, replace=config.length > stop - first)
+
+  return draw
+
+
+def _range(text: str, vocab: int) -> tuple[int, int]:
+  wanted = f"a range 'first:stop' of the token ids 0 to {vocab}"
+  numbers = _numbers(text, ':', 'init_vocab', wanted)
+  if len(numbers) != 2 or not 0 <= numbers[0] < numbers[1] <= vocab:
+    raise InputError(f'method.init_vocab={text!r} is not {wanted}')
+  return numbers[0], numbers[1]
+
+
+def _numbers(text: str, mark: str, field: str, wanted: str) -> list[int]:
+  try:
+    return [int(x) for x in text.split(mark)]
+  except ValueError as e:
+    raise InputError(f'method.{field}={text!r}: wanted {wanted}') from e
+
+
+def peft_config(config: Config) -> dict[str, Any]:
+  """Where the vectors started is no matter of a trained adapter."""
+  return {'num_virtual_tokens': config.length, 'prompt_tuning_init': 'RANDOM'}
+
+
+def config_of_peft(values: Mapping[str, Any]) -> dict[str, Any]:
+  """The fields that follow from an adapter_config.json."""
+  return {'length': virtual_tokens(values)}
+
+
+def virtual_tokens(values: Mapping[str, Any]) -> int:
+  """P of PEFT's file of a prompt-learning method for a model of one stack."""
+  if values.get('num_transformer_submodules') not in (None, 1):
+    raise InputError(
+      f'adapter_config.json: num_transformer_submodules={values["num_transformer_submodules"]} is for models of an '
+      'encoder and a decoder, which ftlib does not have'
+    )
+  length = values.get('num_virtual_tokens')
+  if not isinstance(length, int) or length < 1:
+    raise InputError(f'adapter_config.json: num_virtual_tokens={length!r}; wanted a whole number above 0')
+  return length
+
+
+def to_peft_whole(config: Config, flat: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+  """The one tensor of PEFT's file, [P, D]."""
+  return {TENSOR: np.asarray(flat[NAME], np.float32)}
+
+
+def from_peft_whole(
+  config: Config, tensors: Mapping[str, np.ndarray], info: Mapping[str, ParamInfo]
+) -> dict[str, np.ndarray]:
+  """The inverse of `to_peft_whole`."""
+  return {NAME: whole(tensors, info[NAME].shape)}
+
+
+def whole(tensors: Mapping[str, np.ndarray], shape: tuple[int, ...]) -> np.ndarray:
+  """`prompt_embeddings`, or an `InputError` where it is missing or of another shape."""
+  if TENSOR not in tensors:
+    raise InputError(f'the adapter has no tensor {TENSOR}; it has {", ".join(sorted(tensors)) or "none"}')
+  if tensors[TENSOR].shape != shape:
+    raise InputError(f'{TENSOR} is of shape {tensors[TENSOR].shape}, but the model wants {shape}')
+  return np.asarray(tensors[TENSOR], np.float32)

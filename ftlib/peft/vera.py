@@ -1,0 +1,145 @@
+"""VeRA: vectors between random matrices that all sites share (Kopiczko et al. 2024, equation 2).
+
+y = W x + b * (B (d * (A x))). `A` and `B` never train and are not parameters: they are drawn from `seed` when the
+forward pass is traced, once for the largest site, of which every other takes a corner. They are PEFT's own numbers for
+that `projection_prng_key`. `d` starts at `d_initial`, `b` at zero. Trainable: rank + outputs a site.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.nn import initializers
+
+from ftlib.base import trees
+from ftlib.base.errors import InputError
+from ftlib.base.rng import Stream, dropout
+from ftlib.base.settings import setting
+from ftlib.models.layers import Axis, Proj, contract, param
+from ftlib.models.model import Model
+from ftlib.peft.method import Adapter, Method, adapt
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+  """`seed` gives the matrices; `target`: pattern of site names; `also`: pattern of base parameters to train as well."""
+
+  rank: int = setting(256, low=1)
+  seed: int = setting(0, low=0, high=2**32 - 1)
+  d_initial: float = setting(0.1)
+  dropout: float = setting(0.0, low=0, below=1)
+  target: str = r'attn/(q|v)$'
+  also: str = '^head/'
+
+
+@functools.lru_cache(maxsize=4)
+def projections(seed: int, rank: int, inputs: int, outputs: int) -> tuple[np.ndarray, np.ndarray]:
+  """`A` [inputs, R] and `B` [R, outputs], uniform within sqrt(6 / the inputs of each) (He et al. 2015).
+
+  The numbers are those of PyTorch's generator on a CPU, a Mersenne twister of 24 bits a number, filling the transposes.
+  """
+  twister = np.random.RandomState(seed)
+
+  def uniform(shape: tuple[int, int]) -> np.ndarray:
+    bound = np.float64(np.float32(math.sqrt(6 / shape[1])))
+    words = twister.randint(0, 2**32, size=shape, dtype=np.uint32) & np.uint32(2**24 - 1)
+    return (words * 2.0**-24 * (2 * bound) - bound).astype(np.float32).T
+
+  return uniform((rank, inputs)), uniform((outputs, rank))
+
+
+class Vera(Adapter):
+  """`d` [R] and `b` [*outs]; `widest` are the inputs and outputs of the largest sites."""
+
+  def __init__(self, site: Proj, salt: int, widest: tuple[int, int], config: Config):
+    self.d = param((Axis('rank', config.rank),), initializers.constant(config.d_initial))
+    self.b = param(site.outs, initializers.zeros)
+    self.ins, self.outs = (tuple(a.size for a in axes) for axes in (site.ins, site.outs))
+    self.drawn, self.rate, self.salt = (config.seed, config.rank, *widest), config.dropout, salt
+
+  def frozen(self) -> tuple[np.ndarray, np.ndarray]:
+    """This site's `A` [*ins, R] and `B` [R, *outs]."""
+    a, b = projections(*self.drawn)
+    return a[: math.prod(self.ins)].reshape(*self.ins, -1), b[:, : math.prod(self.outs)].reshape(-1, *self.outs)
+
+  def __call__(self, site: Proj, x: jax.Array, y: jax.Array, stream: Stream | None) -> jax.Array:
+    noise = None if stream is None else stream.at(f'vera/{self.salt}')
+    a, b = (jnp.asarray(m, x.dtype) for m in self.frozen())
+    low_BLR = contract(dropout(x, self.rate, noise), a, len(self.ins)) * self.d[...].astype(x.dtype)
+    return y + contract(low_BLR, b, 1) * self.b[...].astype(x.dtype)
+
+  def delta(self) -> jax.Array:
+    a, b = self.frozen()
+    return jnp.tensordot(a * self.d[...], b * self.b[...], axes=1)
+
+
+def build(config: Config, model: Model) -> Method:
+  """VeRA on every site that `target` matches."""
+  sites = model.sites()
+  chosen = [sites[n] for n in trees.matching(config.target, sites, field='method.target', what='sites')]
+  size = lambda axes: math.prod(a.size for a in axes)  # noqa: E731
+  widest = max(size(s.ins) for s in chosen), max(size(s.outs) for s in chosen)
+  return adapt(model, config.target, lambda site, name, salt: Vera(site, salt, widest, config), also=config.also)
+
+
+PEFT_TYPE = 'VERA'
+
+
+def peft_config(config: Config) -> dict[str, Any]:
+  """What adapter_config.json says of a Config."""
+  return {
+    'r': config.rank,
+    'projection_prng_key': config.seed,
+    'd_initial': config.d_initial,
+    'vera_dropout': config.dropout,
+    'save_projection': True,
+    'bias': 'none',
+    'fan_in_fan_out': False,
+  }
+
+
+def config_of_peft(values: Mapping[str, Any]) -> dict[str, Any]:
+  """The fields of Config that adapter_config.json gives."""
+  for name, plain in (('bias', 'none'), ('fan_in_fan_out', False)):
+    if values.get(name, plain) != plain:
+      raise InputError(f'adapter_config.json: {name}={values[name]!r} is not supported for VERA, only {plain!r}')
+  return {
+    'rank': values.get('r', 256),
+    'seed': values.get('projection_prng_key', 0),
+    'd_initial': values.get('d_initial', 0.1),
+    'dropout': values.get('vera_dropout', 0.0),
+  }
+
+
+def to_peft(config: Config, leaves: Mapping[str, np.ndarray], site: Proj) -> dict[str, np.ndarray]:
+  return {'vera_lambda_d': leaves['d'], 'vera_lambda_b': leaves['b'].reshape(-1)}
+
+
+def from_peft(config: Config, tensors: Mapping[str, np.ndarray], site: Proj) -> dict[str, np.ndarray]:
+  return {'d': tensors['vera_lambda_d'], 'b': tensors['vera_lambda_b'].reshape([a.size for a in site.outs])}
+
+
+def shared_to_peft(config: Config, site: Proj) -> dict[str, np.ndarray]:
+  """Tensors of a PEFT file that belong to no site, by their whole names; any adapted site gives the same."""
+  a, b = projections(*site.adapter.drawn)
+  return {'base_model.vera_A': a.T, 'base_model.vera_B': b.T}
+
+
+def shared_from_peft(config: Config, tensors: Mapping[str, np.ndarray], site: Proj) -> None:
+  """Refuses a file whose matrices are not those that its key gives; rounding to a half precision passes."""
+  for name, ours in shared_to_peft(config, site).items():
+    theirs = tensors.get(name)
+    if theirs is None:
+      continue  # save_projection=False: PEFT itself draws them from the key
+    if theirs.shape != ours.shape or np.abs(theirs.astype(np.float32) - ours).max() > 2**-8 * np.abs(ours).max():
+      raise InputError(
+        f'{name} {list(theirs.shape)} is not what projection_prng_key={config.seed} gives ({list(ours.shape)}); '
+        'ftlib does not store these matrices: merge the adapter with PEFT, or train it anew'
+      )

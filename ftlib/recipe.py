@@ -75,10 +75,11 @@ class TrainSettings:
 
 @dataclasses.dataclass(frozen=True)
 class CheckpointSettings:
-  """`every`: steps between saves, none for each evaluation. `metric`: what "best" means, '' for the task's own."""
+  """`every`: steps between saves, none for each evaluation. `keep_last`: two, so that there is
+  one before a newest that is damaged. `metric`: what "best" means, '' for the task's own."""
 
   every: int | None = setting(None, low=1)
-  keep_last: int = setting(1, low=1)
+  keep_last: int = setting(2, low=1)
   keep_best: int = setting(1, low=1)
   metric: str = ''
 

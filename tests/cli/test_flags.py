@@ -185,7 +185,7 @@ WRONG = [
   ([CONFIG, '--traceback=maybe'], ['--traceback=maybe', 'Non-boolean']),
   ([f'{CONFIG},metod=lora'], ["'metod=lora' is no argument", 'did you mean "method"?', 'method=lora, optim=adamw']),
   ([f'{CONFIG},method'], ["'method' is no argument of this recipe", 'arguments: data=']),
-  ([f'{CONFIG},method=lroa'], ["method.name='lroa'", 'did you mean "lora"?', 'known: bitfit, full', 'my_lab.lroa']),
+  ([f'{CONFIG},method=lroa'], ["method.name='lroa'", 'did you mean "lora"?', 'known: adalora, bitfit', 'my_lab.lroa']),
   ([CONFIG, '--config.method.name=lroa'], ["method.name='lroa'", 'did you mean "lora"?', 'ftlib/peft']),
   ([CONFIG, '--config.optim.name=adam'], ["optim.name='adam'", 'did you mean "adamw"?', 'known: adamw', 'ftlib/optim']),
   ([CONFIG, '--config.task.name=clasify'], ["task.name='clasify'", 'did you mean "classify"?', 'ftlib/tasks']),

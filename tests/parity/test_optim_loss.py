@@ -50,7 +50,7 @@ def linear(params, batch, key):
 def test_five_steps_are_those_of_pytorch(ref, name, micro):
   built = optimizer(name)
   step = jax.jit(make_train_step(linear, logistic, built.tx, micro=micro))
-  now = state.create(trees.unflatten({'out/bias': ref['b0'], 'out/kernel': ref['w0']}), built.tx, seed=0)
+  now = state.create(trees.unflatten({'out/bias': ref['b0'], 'out/kernel': ref['w0']}), {}, tx=built.tx, seed=0)
   for i in range(STEPS):
     assert_allclose(built.schedules['default'](i), ref[f'{name}_rate'][i], rtol=1e-6)
     now, sums = step(now, {}, {'x': ref['x'][i], 'y': ref['y'][i]})

@@ -89,6 +89,8 @@ def run(args: argparse.Namespace) -> dict:
   for rows in training_batches(args, train):
     losses.append(train_step(model, collate(rows, tokenizer), optimizer, clip=args.clip))
     schedule.step()
+    if hasattr(model.base_model, 'update_and_allocate'):  # AdaLoRA's budget
+      model.base_model.update_and_allocate(len(losses) - 1)
     report(losses, steps=steps)
   trained_in = time.perf_counter() - start
   scores = evaluate(model, validation, tokenizer, batch_size=args.batch_size)
@@ -176,11 +178,11 @@ def train_step(
   model: torch.nn.Module, batch: dict[str, torch.Tensor], optimizer: torch.optim.Optimizer, *, clip: float
 ) -> float:
   model.train()
+  optimizer.zero_grad()
   loss = model(**batch).loss
   loss.backward()
   torch.nn.utils.clip_grad_norm_([p for p in model.parameters() if p.requires_grad], clip)
   optimizer.step()
-  optimizer.zero_grad()
   return loss.item()
 
 

@@ -185,11 +185,9 @@ def step_ratio(run: Any, state: Any, frozen: Any, full: Any, *, rounds: int = 7)
 
 def peer(args: argparse.Namespace, method: str, data: str) -> dict[str, Any] | None:
   """PEFT's row of a method; None where it has no such method, or no environment is given."""
-  from ftlib import peft_folder, recipe
-
   if args.reference_python == 'none':
     return None
-  fields = peft_folder.fields_for_peer(recipe.read(config(args, method, data, 0)))
+  fields = peft_fields(args, method, data)
   if fields is None:
     return None
   scores, first = [], {}
@@ -222,6 +220,31 @@ def peer(args: argparse.Namespace, method: str, data: str) -> dict[str, Any] | N
     'trainable': first['trained_parameters'],
     'train_seconds': first['train_seconds'],
   }
+
+
+def peft_fields(args: argparse.Namespace, method: str, data: str) -> dict[str, Any] | None:
+  """What PEFT is told of the method; None where it has none that trains alike."""
+  from ftlib import (
+    cli,  # noqa: F401 - sets the environment before JAX is imported
+    peft_config,
+  )
+  from ftlib import run as runs
+  from ftlib.base import lookup
+  from ftlib.base.errors import InputError
+
+  module = lookup.component('peft', method, field='method.name')
+  if not hasattr(module, 'PEFT_TYPE') or method == 'lora_fa':  # PEFT loads LoRA-FA as LoRA, and would train its A
+    return None
+  run = runs.build(config(args, method, data, 0))
+  try:
+    fields = peft_config.of_run(module, run.settings.method, run.method.model, base='', save=[])
+  except InputError:  # sparse by a density: PEFT counts by a rank
+    return None
+  if fields['peft_type'] == 'ADALORA':
+    total = fields['total_step']
+    fields |= {'total_step': run.steps, **{k: fields[k] * run.steps // total for k in ('tinit', 'tfinal')}}
+  common = ('auto_mapping', 'base_model_name_or_path', 'inference_mode', 'modules_to_save', 'peft_version', 'revision')
+  return {k: v for k, v in fields.items() if k not in common}
 
 
 def model_folder() -> pathlib.Path:

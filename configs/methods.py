@@ -3,8 +3,8 @@
   python train.py --config=configs/methods.py:method=dora,data=DIR --workdir=runs/dora
   python benchmarks/tables/methods.py                        (all of them, 3 seeds, beside PEFT)
 
-The rates are those that the papers and PEFT's documentation use for encoders of this size, moved by at most one
-doubling on the first 1,600 rows of sst2 (never on a test split). `benchmarks/README.md` has the table.
+The rates are first guesses, of the size that the papers use for encoders; they are not tuned yet, and the table is not
+measured yet (`benchmarks/README.md` has it when it is).
 """
 
 from ftlib import recipe

@@ -81,7 +81,8 @@ def main() -> None:
     for method in args.methods.split(','):
       limit = json.loads(subprocess.run([*peer, '--limit-matmul'], capture_output=True, text=True).stdout)['gflops']
       ours = ['--model', model, '--data', str(data), '--method', method]
-      a = Worker([sys.executable, str(HERE / 'peers' / 'ftlib_speed.py'), *ours])
+      pages = {'GLIBC_TUNABLES': 'glibc.malloc.hugetlb=1'}  # as train.py starts itself (`ftlib/cli.py: huge_pages`)
+      a = Worker([sys.executable, str(HERE / 'peers' / 'ftlib_speed.py'), *ours], env=pages)
       b = Worker([*peer, '--model', model, '--method', method, '--batches', str(batches)])
       rows.append(compare(case, method, a, b, rounds=args.rounds, limit=limit) | {'checkpoint': a.ask('checkpoint')})
       a.close()

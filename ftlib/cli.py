@@ -47,6 +47,20 @@ def _prepare() -> None:
 _prepare()
 
 
+def huge_pages() -> None:
+  """Starts the program anew with malloc asking for huge pages, where Linux gives them to those who ask (`madvise`).
+
+  A step on a CPU writes gigabytes of new memory, and on pages of 4 kB the faults cost a fifth of its time. glibc takes
+  the setting from the environment alone, when a process starts; a GLIBC_TUNABLES of the user's stays as it is.
+  """
+  pages = pathlib.Path('/sys/kernel/mm/transparent_hugepage/enabled')
+  if sys.platform != 'linux' or 'GLIBC_TUNABLES' in os.environ or 'jax' in sys.modules:
+    return
+  if pages.is_file() and '[madvise]' in pages.read_text():
+    os.environ['GLIBC_TUNABLES'] = 'glibc.malloc.hugetlb=1'
+    os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
+
+
 def define_config() -> None:
   """Gives the program the flags `--config` and `--config.SECTION.FIELD`; `flags.FLAGS.config` is then a ConfigDict."""
   from absl import flags
@@ -64,6 +78,8 @@ def run(main: Callable[[], None], argv: list[str] | None = None) -> int:
 
   from ftlib.base.errors import FtlibError
 
+  if argv is None:
+    huge_pages()
   argv = list(sys.argv if argv is None else argv)
   if 'traceback' not in flags.FLAGS:
     flags.DEFINE_bool('traceback', False, 'show the traceback of an error')

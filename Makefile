@@ -1,7 +1,7 @@
-# make quickstart | test | test-reference | lint | bench. Every target makes its own virtual environment.
+# make quickstart | sft | test | test-reference | lint | bench. Every target makes its own virtual environment.
 PYTHON ?= python3
 
-.PHONY: quickstart test test-reference lint clean
+.PHONY: quickstart sft test test-reference lint clean
 
 .venv/bin/python:
 	$(PYTHON) -m venv .venv
@@ -22,23 +22,31 @@ quickstart: .venv/quickstart
 	.venv/bin/python train.py --config=configs/quickstart.py --workdir=runs/quickstart
 	.venv/bin/python eval.py --workdir=runs/quickstart --split=test
 
+.venv/sft: .venv/installed requirements-sft.txt
+	.venv/bin/python -m pip install --quiet --no-deps -r requirements-sft.txt
+	touch $@
+
+sft: .venv/sft
+	.venv/bin/python train.py --config=configs/sft.py --workdir=runs/sft
+	.venv/bin/python eval.py --workdir=runs/sft --split=test
+
 test: .venv/tested
-	.venv/bin/python -m pytest
+	.venv/bin/python -m pytest -n 2 --dist loadfile
 
 lint: .venv/tested
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
 
 # Live parity with PyTorch, transformers and PEFT, which ftlib itself never needs. The first line takes the CPU build.
-.venv-reference/installed: pyproject.toml requirements-reference.txt requirements-quickstart.txt
+.venv-reference/installed: pyproject.toml requirements-reference.txt requirements-quickstart.txt requirements-sft.txt
 	$(PYTHON) -m venv .venv-reference
 	.venv-reference/bin/python -m pip install --quiet torch==2.13.0
 	.venv-reference/bin/python -m pip install --quiet --editable '.[test]' -r requirements-reference.txt
-	.venv-reference/bin/python -m pip install --quiet --no-deps -r requirements-quickstart.txt
+	.venv-reference/bin/python -m pip install --quiet --no-deps -r requirements-quickstart.txt -r requirements-sft.txt
 	touch $@
 
 test-reference: .venv-reference/installed
-	.venv-reference/bin/python -m pytest -m reference
+	.venv-reference/bin/python -m pytest -n 2 --dist loadfile -m reference
 
 clean:
 	rm -rf .venv .venv-reference runs

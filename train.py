@@ -12,11 +12,15 @@ from absl import flags  # isort: skip - cli sets the environment first
 
 cli.define_config()
 flags.DEFINE_string('workdir', None, 'the folder that the run writes to, and resumes from')
+flags.DEFINE_integer('preview', None, 'prints so many training rows with supervised tokens marked, and ends')
 
 
 def main() -> None:
   from ftlib import fine_tune
 
+  if flags.FLAGS.preview is not None:
+    fine_tune.preview(flags.FLAGS.config, flags.FLAGS.preview)
+    return
   fine_tune.run(flags.FLAGS.config, flags.FLAGS.workdir)
 
 

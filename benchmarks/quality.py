@@ -31,6 +31,7 @@ def main() -> None:
   parser.add_argument('--reference-python', default=str(ROOT / '.venv-reference' / 'bin' / 'python'))
   parser.add_argument('--output', type=pathlib.Path, default=HERE / 'results' / 'quality.json')
   args = parser.parse_args()
+  sys.path.insert(0, str(ROOT))
   from ftlib.io import workdir
 
   rows = []

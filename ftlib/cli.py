@@ -179,11 +179,20 @@ def _help(main: Callable[[], None]) -> str:
   return '\n\n'.join(parts)
 
 
+def _leaves(section: dict[str, Any], prefix: str = '') -> list[tuple[str, Any]]:
+  """The fields of a section, those of a section in the section as 'lora.rank'."""
+  out = []
+  for name, value in section.items():
+    inside = isinstance(value, dict) and value
+    out += _leaves(value, f'{prefix}{name}.') if inside else [(f'{prefix}{name}', value)]
+  return out
+
+
 def _fields(config: dict[str, Any]) -> str:
   plain = lambda v: str(v).lower() if v is None or isinstance(v, bool) else v  # noqa: E731 - as they are written
   lines = []
   for section, values in config.items():
-    fields = values.items() if isinstance(values, dict) else [('', values)]
+    fields = _leaves(values) if isinstance(values, dict) else [('', values)]
     text = '  '.join(f'{k}={plain(v)}'.lstrip('=') for k, v in fields)
     lines.append(
       textwrap.fill(

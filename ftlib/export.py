@@ -1,9 +1,10 @@
 """A trained run as a Hugging Face folder: python -m ftlib.export --workdir=runs/quickstart --output=DIR
 
-Adapters are merged into the base; the folder (weights, `config.json` with the label list, tokenizer) is what
-transformers loads with no missing and no unexpected key. With --format=peft the adapter and what else was trained are
-written alone, as PEFT loads them onto the base. Either is read back and its logits compared with the run's before the
-export is called done.
+Adapters are merged into the base; the folder (weights, `config.json`, tokenizer, of language models the chat template
+and `generation_config.json`) is what transformers loads with no missing and no unexpected key. With --format=peft the
+adapter and what else was trained are written alone, as PEFT loads them onto the base. Either is read back and its
+logits compared with the run's before the export is called done. `README.md` says what it is, how it was made and what
+it scored.
 """
 
 from __future__ import annotations
@@ -20,63 +21,93 @@ import jax  # isort: skip - cli sets the environment first
 import jax.numpy as jnp  # isort: skip
 import numpy as np  # isort: skip
 
-from ftlib import folder, judge, peft_config, peft_folder
+from ftlib import folder, judge, language_files, model_card, peft_config, peft_folder
 from ftlib import run as runs
 from ftlib.base import settings, trees
 from ftlib.base.errors import InputError, did_you_mean
-from ftlib.base.types import Params
+from ftlib.base.types import Batch, Params
 from ftlib.io import hf
-from ftlib.models import stack
+from ftlib.io import workdir as files
+from ftlib.models import decoder, stack
 from ftlib.models.model import Model
 from ftlib.peft.method import added
 from ftlib.run import Run
 
 _TOKENIZER = ('tokenizer*', 'vocab*', 'merges.txt', 'special_tokens_map.json', 'added_tokens.json', '*.model')
-_TOLERANCE = 1e-4
+_TOLERANCE = {'float32': 1e-4, 'bfloat16': 5e-2}  # of logits, or of the largest where that is above 1
+_PLACES = 64  # tokens of a batch whose logits over the vocabulary are compared
 FORMATS = ('hf', 'peft')
+DTYPES = ('float32', 'bfloat16')
 
 
-def export(workdir: pathlib.Path, output: pathlib.Path, *, checkpoint: str = 'best', format: str = 'hf') -> float:
+def export(
+  workdir: pathlib.Path, output: pathlib.Path, *, checkpoint: str = 'best', format: str = 'hf', dtype: str = 'float32'
+) -> float:
   """Writes the folder, 'hf' (merged) or 'peft'; gives the largest difference of its logits to the run's on some rows.
 
-  Everything is in float32, whatever the run computed in. Raises `InputError` where `output` is not empty, and
-  `RuntimeError` where the logits differ by more than 1e-4.
+  All is computed in float32, whatever the run computed in; `dtype` is that of the merged weights in the file. Raises
+  `InputError` where `output` is not empty, and `RuntimeError` where logits differ by more than 1e-4 of the largest one
+  (1e-4 where that is below 1), or, in bfloat16, whose numbers have 8 bits, by more than 5e-2 of it.
   """
-  if format not in FORMATS:
-    raise InputError(f'--format={format} is none of {", ".join(FORMATS)}{did_you_mean(format, FORMATS)}')
+  for flag, value, known in (('format', format, FORMATS), ('dtype', dtype, DTYPES)):
+    if value not in known:
+      raise InputError(f'--{flag}={value} is none of {", ".join(known)}{did_you_mean(value, known)}')
+  if format == 'peft' and dtype != 'float32':
+    raise InputError(f'--dtype={dtype} is of merged weights; adapters are small, and --format=peft keeps their float32')
   if output.exists() and any(output.iterdir()):
     raise InputError(f'--output={output} is not empty; nothing is overwritten')
   config, labels = folder.stored(workdir)
   run = runs.build(config, labels=labels, split='validation')
-  own, frozen, _ = judge.restored(run, workdir, checkpoint)
+  own, frozen, step = judge.restored(run, workdir, checkpoint)
   params = stack.unstack(trees.join(own, frozen))
   params = jax.tree.map(_float32, params)  # a bfloat16 kernel would round the adapter away
   if format == 'peft':
-    return _checked(_write_peft(params, run, output), run, output)
-  if run.method.merge is None:
-    raise InputError(f'method.name={run.settings.names["method"]} cannot be merged into the weights of its base')
-  merged = run.method.merge(params)
-  plain = run.base.family.build(run.method.model.config, head=run.task.head)
-  write(plain, merged, run, output)
-  return _checked(_difference(run, params, plain, output), run, output)
-
-
-def _checked(difference: float, run: Run, output: pathlib.Path) -> float:
-  if difference > _TOLERANCE:
-    raise RuntimeError(f'{output}: logits differ from the run by {difference:.1e}, more than {_TOLERANCE:.0e}')
-  if run.task.head.pooling != 'cls':
-    print(f"note: the run's head reads the {run.task.head.pooling} of the tokens, transformers' reads the first token")
+    difference = _checked(_write_peft(params, run, output), run, output)
+  else:
+    if run.method.merge is None:
+      raise InputError(f'method.name={run.settings.names["method"]} cannot be merged into the weights of its base')
+    merged = run.method.merge(params)
+    plain = run.base.family.build(run.method.model.config, head=run.task.head)
+    write(plain, merged, run, output, dtype=dtype)
+    difference = _checked(_difference(run, params, plain, output), run, output, dtype=dtype)
+  model_card.write(output, run, workdir, step=step, format=format, dtype=dtype)
   return difference
 
 
-def write(model: Model, params: Params, run: Run, output: pathlib.Path) -> None:
-  """Weights, config and tokenizer of a merged model."""
-  flat = trees.flatten(params)
-  tensors = {hf_name: np.asarray(model.to_hf(n, jax.device_get(flat[n]))) for n, hf_name in model.hf_names().items()}
-  hf.save(output, tensors, {**run.base.values, **_head_config(run)})
-  for pattern in _TOKENIZER:
-    for path in run.base.folder.glob(pattern):
-      shutil.copy(path, output / path.name)
+def _checked(apart: tuple[float, float], run: Run, output: pathlib.Path, *, dtype: str = 'float32') -> float:
+  """The difference, within the tolerance of the dtype; `apart` is (difference, largest logit)."""
+  difference, largest = apart
+  tolerance = _TOLERANCE[dtype] * max(1.0, largest)
+  if not difference <= tolerance:
+    raise RuntimeError(f'{output}: logits differ from the run by {difference:.1e}, more than {tolerance:.0e}')
+  theirs = ('last', 'last') if isinstance(run.method.model.config, decoder.Config) else ('cls', 'first')
+  if run.task.head.kind == 'classify' and run.task.head.pooling != theirs[0]:
+    print(
+      f"note: the run's head reads the {run.task.head.pooling} of the tokens, transformers' reads the {theirs[1]} token"
+    )
+  return difference
+
+
+def write(model: Model, params: Params, run: Run, output: pathlib.Path, *, dtype: str = 'float32') -> None:
+  """Weights in `dtype`, config and tokenizer of a merged model; of a language model, what it generates by."""
+  floating = lambda x: x.astype(jnp.dtype(dtype)) if jnp.issubdtype(x.dtype, jnp.floating) else x  # noqa: E731
+  tensors = {k: floating(x) for k, x in model.tensors(trees.flatten(params)).items()}
+  values = {k: v for k, v in run.base.values.items() if k not in ('torch_dtype', 'dtype')}
+  hf.save(output, tensors, {**values, **_head_config(run), 'dtype': dtype})
+  _write_text_files(run, output)
+
+
+def _write_text_files(run: Run, output: pathlib.Path) -> None:
+  """The tokenizer, and of a language model `generation_config.json`."""
+  if run.task.head.kind == 'lm' or not run.base.folder.is_dir():
+    language_files.save_tokenizer(run.tokenizer, output)
+  else:
+    for pattern in _TOKENIZER:
+      for path in run.base.folder.glob(pattern):
+        shutil.copy(path, output / path.name)
+  if run.task.head.kind == 'lm':
+    found = language_files.generation_config(run.tokenizer, run.base.values, run.base.folder)
+    files.write_json(output / 'generation_config.json', found)
 
 
 def _float32(x: jax.Array) -> jax.Array:
@@ -84,47 +115,78 @@ def _float32(x: jax.Array) -> jax.Array:
 
 
 def _head_config(run: Run) -> dict[str, Any]:
-  names = {str(i): str(l) for i, l in enumerate(run.task.labels)}
-  return {
-    'architectures': [run.base.family.MODEL_TYPES[run.base.values['model_type']]],
+  head, values = run.task.head, run.base.values
+  out = {'architectures': [run.base.family.MODEL_TYPES[values['model_type']][head.kind]]}
+  if head.kind == 'lm':
+    return out
+  if head.pooling == 'last' and values.get('pad_token_id') is None:
+    out['pad_token_id'] = run.tokenizer.pad_token_id  # by which transformers finds the last token
+  labels = run.task.labels or [f'LABEL_{i}' for i in range(head.classes)]  # as transformers calls a score
+  names = {str(i): str(l) for i, l in enumerate(labels)}
+  return out | {
     'id2label': names,
     'label2id': {v: int(k) for k, v in names.items()},
     'num_labels': len(names),
-    'problem_type': 'single_label_classification',
-    'ftlib_pooling': run.task.head.pooling,
-    'dtype': 'float32',
+    'problem_type': 'single_label_classification' if run.task.labels else 'regression',
+    'ftlib_pooling': head.pooling,
   }
 
 
-def _difference(run: Run, params: Params, plain: Model, output: pathlib.Path) -> float:
+def _difference(run: Run, params: Params, plain: Model, output: pathlib.Path) -> tuple[float, float]:
   weights = hf.Weights(output)
-  match = hf.match(weights, plain.hf_names(), plain.hf_shapes(), prefix=run.base.family.PREFIX)
+  match = hf.match(weights, plain.hf_names(), plain.hf_shapes(), prefix=run.base.family.PREFIX, tied=plain.tied)
   back = trees.unflatten({n: np.asarray(plain.from_hf(n, weights.read(k))) for n, k in match.pairs.items()})
   return _apart(run, params, plain, back)
 
 
-def _apart(run: Run, params: Params, model: Model, back: Params) -> float:
-  """The largest difference of logits between the run's model and another, both in float32."""
+def _apart(run: Run, params: Params, model: Model, back: Params) -> tuple[float, float]:
+  """(the largest difference of logits between the run's model and another, the largest logit), both in float32."""
   _, batch = next(iter(run.eval_batches('validation')))
-  ours = jax.jit(dataclasses.replace(run.method.model, compute=jnp.float32).apply)(params, batch).logits
-  theirs = jax.jit(model.apply)(back, batch).logits
-  return float(abs(ours - theirs).max())
+  places = np.argwhere(np.asarray(batch['segments']) > 0)
+  places = places[np.linspace(0, len(places) - 1, min(len(places), _PLACES)).astype(int)]
+  ours = _logits(dataclasses.replace(run.method.model, compute=jnp.float32), params, batch, places)
+  theirs = _logits(model, back, batch, places)
+  return float(abs(ours - theirs).max()), float(abs(ours).max())
 
 
-def _write_peft(params: Params, run: Run, output: pathlib.Path) -> float:
-  """Writes the PEFT folder and reads it back by what stands in it; gives the difference of logits."""
+def _logits(model: Model, params: Params, batch: Batch, places_P2: np.ndarray) -> jax.Array:
+  """Logits of the rows [B, C], or of a language model those of some places (row, token) of the batch, [P, V]."""
+
+  def fn(params: Params, batch: Batch) -> jax.Array:
+    outputs = model.apply(params, batch)
+    if outputs.unembed is None:
+      return outputs.logits
+    return outputs.unembed(outputs.hidden[places_P2[:, 0], places_P2[:, 1]])
+
+  with jax.default_matmul_precision('highest'):
+    return jax.jit(fn)(params, batch)
+
+
+def _write_peft(params: Params, run: Run, output: pathlib.Path) -> tuple[float, float]:
+  """Writes the PEFT folder and reads it back by what stands in it; gives what `_apart` gives."""
   name, module = run.settings.names['method'], run.settings.modules['method']
   if not hasattr(module, 'PEFT_TYPE'):
     rest = '--format=hf merges it' if run.method.merge else 'nor can it be merged: it stays in its run folder'
     raise InputError(f'--format=peft: PEFT has no form of method.name={name}; {rest}')
-  if run.task.head.kind != 'classify':
-    raise InputError(f'--format=peft writes classifiers, and task.name={run.settings.names["task"]} has no such head')
+  if run.task.head.kind not in ('classify', 'lm'):
+    raise InputError(
+      f'--format=peft writes classifiers and language models; task.name={run.settings.names["task"]} is neither'
+    )
+  if 'adapter' in run.identity:
+    raise InputError(
+      f'--format=peft: the frozen parameters of this run are not those of {run.settings.model.pretrained}, but start '
+      f'from {run.settings.model.adapter}; PEFT would put the adapter on the wrong base\n'
+      '  --format=hf writes them merged, and a run whose model.pretrained is that run, exported, can be exported'
+    )
   flat = jax.device_get(trees.flatten(params))
   model = dataclasses.replace(run.method.model, compute=jnp.float32)
   form, save = peft_folder.form_of_run(module, run.settings.method, model, run.owns)
   pretrained = run.settings.model.pretrained
   local = pretrained.startswith('package:') or pathlib.Path(pretrained).expanduser().is_dir()
-  base = str(run.base.folder.absolute()) if local else pretrained
+  if not run.base.folder.is_dir():  # a GGUF file, onto which PEFT cannot load
+    base = str(_write_base(run, output / 'base').absolute())
+  else:
+    base = str(run.base.folder.absolute()) if local else pretrained
   peft_folder.write(output, form, flat, base=base, save=save, ours={'method': name, **run.identity})
 
   source = peft_folder.opened(output, field=f'--output={output}')
@@ -134,13 +196,29 @@ def _write_peft(params: Params, run: Run, output: pathlib.Path) -> float:
     peft_config.read(source.values, module, plain, where=str(output))  # which says why
   reader = name if name in found else min(found)  # one that starts as a PiSSA leaves as a LoRA
   there, fields = found[reader]
-  config = settings.read(there.Config, fields, where='method')
+  known = {f.name for f in dataclasses.fields(there.Config)}
+  headless = {'also': ''} if 'also' in known and run.task.head.kind == 'lm' else {}  # its default is the head
+  config = settings.read(there.Config, {**headless, **fields}, where='method')
   method = there.build(config, plain)
   back = peft_folder.values(source, peft_folder.form_of_folder(source, there, config, method.model))
+  if run.task.head.kind == 'lm':
+    _write_text_files(run, output)
   frozen = {n: x for n, x in flat.items() if not added(n)}
   wanted = peft_config.flags({'name': reader, **fields}, there.Config())
   print(f'to train on: --config.model.adapter={output} {wanted}')
   return _apart(run, params, method.model, trees.unflatten({**frozen, **back}))
+
+
+def _write_base(run: Run, output: pathlib.Path) -> pathlib.Path:
+  """The base of a run as it was before, as a folder."""
+  plain = run.base.family.build(run.method.model.config, head=run.task.head)
+  pairs = {n: k for n, k in run.match.pairs.items() if n in plain.hf_names()}
+  flat = {n: np.asarray(plain.from_hf(n, run.base.weights.read(k))) for n, k in pairs.items()}
+  fresh = plain.initial(
+    jax.random.key(0), [n for n in plain.hf_names() if n not in pairs]
+  )  # which the adapter replaces
+  write(plain, trees.unflatten({**flat, **trees.flatten(fresh)}), run, output)
+  return output
 
 
 def main() -> None:
@@ -150,7 +228,7 @@ def main() -> None:
   workdir, output = flags.FLAGS.workdir, flags.FLAGS.output
   if not workdir or not output:
     raise InputError('give --workdir=RUN_FOLDER and --output=NEW_FOLDER')
-  options = {'checkpoint': flags.FLAGS.checkpoint, 'format': flags.FLAGS.format}
+  options = {'checkpoint': flags.FLAGS.checkpoint, 'format': flags.FLAGS.format, 'dtype': flags.FLAGS.dtype}
   difference = export(pathlib.Path(workdir), pathlib.Path(output), **options)
   print(f'{output}: read back, logits within {difference:.1e} of the run')
 
@@ -161,5 +239,6 @@ if __name__ == '__main__':
   flags.DEFINE_string('workdir', None, 'the folder that train.py wrote')
   flags.DEFINE_string('output', None, 'the folder to make')
   flags.DEFINE_string('checkpoint', 'best', 'best, last, or the number of a step')
+  flags.DEFINE_string('dtype', 'float32', 'of the weights of --format=hf: float32 or bfloat16')
   flags.DEFINE_string('format', 'hf', 'hf: adapters merged into a model; peft: the adapter alone, as PEFT loads it')
   sys.exit(cli.run(main))

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import pathlib
+import sys
 import time
 from typing import Any
 
 import jax
 import numpy as np
 
-from ftlib import folder, judge, recipe, show
+from ftlib import folder, recipe, reference, show
 from ftlib import run as runs
 from ftlib.base import trees
 from ftlib.base.errors import InputError, did_you_mean
@@ -20,6 +21,7 @@ from ftlib.io import workdir as files
 from ftlib.io.checkpoint import Checkpoints
 from ftlib.io.logs import Log
 from ftlib.run import Run
+from ftlib.samples import Samples
 from ftlib.train import loop, state
 
 
@@ -35,14 +37,16 @@ def run(config: Any, workdir: str | None) -> dict[str, Any]:
   began = time.perf_counter()
   with Checkpoints(where / 'checkpoints', readonly=True) as checkpoints:
     resumes = bool(checkpoints.steps())
-  built = runs.build(folder.started(values) if resumes else values)
+  built = runs.build(folder.started(values, where) if resumes else values)
   plan = _plan(built)
   folder.check(where, values, built)
   own, frozen = built.load()
+  reference.read(built, where) if resumes else reference.compute(built, own, frozen)
   start = None if resumes else built.start(own, frozen)
   del own  # a second copy of what the state holds
   with files.Lock(where):
     folder.claim(where, values, built)
+    reference.save(built, where)
     print(show.summary(built, where), flush=True)
     files.write_json(where / 'env.json', files.environment())
     with (
@@ -58,6 +62,14 @@ def run(config: Any, workdir: str | None) -> dict[str, Any]:
       return _train(built, plan, where, checkpoints, log, start, frozen)
 
 
+def preview(config: Any, count: int) -> None:
+  """Prints the first training rows with their supervised tokens marked, and nothing else is done."""
+  if config is None:
+    raise InputError('give a config: --config=configs/sft.py')
+  built = runs.build(recipe.expanded(config).to_dict())
+  print(show.preview(built, count, colour=sys.stdout.isatty()))
+
+
 def _train(
   built: Run,
   plan: loop.Plan,
@@ -69,6 +81,9 @@ def _train(
 ) -> dict[str, Any]:
   now, progress = _resumed(built, start, checkpoints, log)
   done = int(now.step)
+  samples = Samples(built, where, log.say)
+  if not done:
+    samples.begin(now.own, frozen)
   stream = batches.feed(built.batch, done, built.steps)
   hooks = loop.Hooks(
     evaluate=lambda own, f: built.evaluate(own, f, 'validation')[0],
@@ -97,6 +112,7 @@ def _train(
       'best_metric': {'name': plan.metric, 'value': progress.best, 'step': progress.best_step},
     },
   )
+  samples.end(best.own, frozen)
   print(show.table(f'validation, checkpoint {step}', metrics))
   print(f'report: {report.write(where)}')
   return metrics
@@ -117,7 +133,7 @@ def _resumed(
 def _plan(built: Run) -> loop.Plan:
   s = built.settings
   every = s.train.eval_every or min(built.steps, built.order.steps_per_epoch)
-  known = judge.metric_names(built)
+  known = {'loss': False, **built.task.metric_names}  # whether higher is better
   metric = s.checkpoint.metric or built.task.metric
   if metric not in known:
     raise InputError(
@@ -132,11 +148,11 @@ def _plan(built: Run) -> loop.Plan:
     patience=s.train.patience,
     min_delta=s.train.min_delta,
     metric=metric,
-    higher_is_better=metric not in ('loss', 'log_loss'),
+    higher_is_better=known[metric],
   )
 
 
 def _named(built: Run, rows: np.ndarray) -> list[str]:
   train = built.dataset.splits['train']
-  names = [train.where(int(r)) for r in rows]
+  names = [train.where(int(d)) for d in built.examples['train'].documents(rows)]
   return names[:16] + ([f'... and {len(names) - 16} more'] if len(names) > 16 else [])

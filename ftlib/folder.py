@@ -20,13 +20,14 @@ from ftlib.io import workdir as files
 if TYPE_CHECKING:
   from ftlib.run import Run  # which imports this file
 
-_MAY_CHANGE = re.compile(
+_MAY_CHANGE = re.compile(  # paths are compared by content
   r'^(train\.(steps|epochs|eval_every|eval_batch_size|log_every|patience|min_delta)|mesh\.shape|'
-  r'checkpoint\.(every|keep_last|keep_best)|model\.(remat|pretrained)|data\.path)$'  # paths are compared by content
+  r'checkpoint\.(every|keep_last|keep_best)|task\.samples|model\.(remat|pretrained)|data\.path)$'
 )
 _NAMES = {'data': 'data.path (its content)', 'weights': 'model.pretrained (its content)', 'labels': 'the label list'}
+_START = 'adapter'  # in run.json, the content that frozen parameters start from
 _OURS = (
-  *('config.json', 'run.json', 'env.json', 'summary.json', 'metrics.jsonl', 'report.html'),
+  *('config.json', 'run.json', 'env.json', 'summary.json', 'metrics.jsonl', 'report.html', 'reference.npz'),
   *('checkpoints', 'eval', 'tensorboard'),
 )
 
@@ -53,8 +54,10 @@ def check(workdir: pathlib.Path, config: Mapping[str, Any], run: Run) -> None:
   stored = files.read_json(workdir / 'config.json')
   with contextlib.suppress(InputError):  # what stands there is then compared as it stands
     stored = recipe.expanded(stored).to_dict()  # with the defaults of settings that have come since
-  changes = _changes(stored, config) + [
-    f'{_NAMES[k]}: {_brief(before.get(k))} -> {_brief(now[k])}' for k in now if before.get(k) != now[k]
+  moved = {'model.adapter'} if now.get(_START) and now[_START] == before.get(_START) else set()
+  names = {**_NAMES, _START: 'model.adapter (its content)'}
+  changes = _changes(stored, config, but=moved) + [
+    f'{names[k]}: {_brief(before.get(k, ""))} -> {_brief(now.get(k, ""))}' for k in names if before.get(k) != now.get(k)
   ]
   if changes:
     raise InputError(
@@ -77,7 +80,7 @@ def stored(workdir: pathlib.Path) -> tuple[dict[str, Any], list]:
   """
   config, identity = read(workdir, field=f'--workdir={workdir}')
   shape = config['mesh']['shape']
-  return {**started(config), 'mesh': {'shape': shape if layout.fits(shape) else ''}}, identity['labels']
+  return {**started(config, workdir), 'mesh': {'shape': shape if layout.fits(shape) else ''}}, identity['labels']
 
 
 def read(workdir: pathlib.Path, *, field: str) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -91,9 +94,20 @@ def read(workdir: pathlib.Path, *, field: str) -> tuple[dict[str, Any], dict[str
   return files.read_json(workdir / 'config.json'), files.read_json(workdir / 'run.json')
 
 
-def started(config: Mapping[str, Any]) -> dict[str, Any]:
-  """The config of a run that has checkpoints: the adapter it started from is in them, and need not be there."""
-  return {**config, 'model': {**config['model'], 'adapter': ''}}
+def started(config: Mapping[str, Any], workdir: pathlib.Path) -> dict[str, Any]:
+  """The config of a run that has checkpoints: what it started from is in them, and need not be there.
+
+  But frozen parameters are not: where these start from another run, that one has to be there. Raises `InputError`.
+  """
+  if not _identity(workdir) or not files.read_json(workdir / 'run.json').get('adapter'):
+    return {**config, 'model': {**config['model'], 'adapter': '', 'adapter_parts': 'all'}}
+  path = config['model']['adapter']
+  if path and not pathlib.Path(path).expanduser().is_dir():
+    raise InputError(
+      f'model.adapter={path}: there is no such folder, and the frozen parameters of {workdir} start from it\n'
+      '  put it back, or go on with train.py and its new place: --config.model.adapter=FOLDER'
+    )
+  return dict(config)
 
 
 def changed(workdir: pathlib.Path, run: Run) -> list[str]:
@@ -104,6 +118,11 @@ def changed(workdir: pathlib.Path, run: Run) -> list[str]:
       f'model.pretrained={run.settings.model.pretrained} has changed since {workdir} was trained on it: '
       f'{_brief(before["weights"])} -> {_brief(run.identity["weights"])}\n'
       '  its checkpoints fit the former weights, config.json and tokenizer only; put them back'
+    )
+  if before.get(_START) != run.identity.get(_START):
+    raise InputError(
+      f'model.adapter={run.settings.model.adapter} has changed since {workdir} was trained on it: its frozen '
+      'parameters start from that folder; put it back as it was'
     )
   same = before['data'] == run.identity['data']
   return [] if same else [f'{run.settings.data.path} is not what the run was trained on: its content has changed']
@@ -152,12 +171,12 @@ def _identity(workdir: pathlib.Path) -> bool:
     return False
 
 
-def _changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+def _changes(before: Mapping[str, Any], now: Mapping[str, Any], *, but: set[str]) -> list[str]:
   a, b = _flat(json.loads(json.dumps(before))), _flat(json.loads(json.dumps(now)))
   return [
     f'{k}: {_short(a.get(k))} -> {_short(b.get(k))}'
     for k in sorted({*a, *b})
-    if a.get(k) != b.get(k) and not _MAY_CHANGE.match(k)
+    if a.get(k) != b.get(k) and k not in but and not _MAY_CHANGE.match(k)
   ]
 
 

@@ -1,17 +1,17 @@
-"""eval.py's work: a stored run, one of its checkpoints, one split."""
+"""eval.py's work: a stored run, one of its checkpoints, one split; or several adapters on its base and data."""
 
 from __future__ import annotations
 
 import pathlib
 from typing import Any
 
-import numpy as np
-
-from ftlib import folder, show
+from ftlib import folder, recipe, reference, show
 from ftlib import run as runs
+from ftlib.adapters import Adapters
 from ftlib.base.errors import InputError, did_you_mean
 from ftlib.base.types import Params
 from ftlib.evals import report
+from ftlib.io import workdir as files
 from ftlib.io.checkpoint import Checkpoints
 from ftlib.run import Run
 from ftlib.train import state
@@ -25,13 +25,7 @@ def run(workdir: str | None, *, split: str, checkpoint: str) -> dict[str, Any]:
   config, labels = folder.stored(where)
   with Checkpoints(where / 'checkpoints', readonly=True) as checkpoints:
     _step(checkpoints, checkpoint, where)
-  try:
-    built = runs.build(config, labels=labels, split=split)
-  except InputError as e:
-    stored = where / 'config.json'
-    raise InputError(f'{e}\nThe settings are those of {stored}; train.py takes new places of data and model.') from e
-  for note in [*built.notes, *folder.changed(where, built)]:
-    print(f'      note  {note}')
+  built = _built(config, labels, split, where)
   own, frozen, step = restored(built, where, checkpoint)
   metrics, predictions = built.evaluate(own, frozen, split)
   folder.write_evaluation(where, built, split, metrics, predictions, step)
@@ -40,21 +34,97 @@ def run(workdir: str | None, *, split: str, checkpoint: str) -> dict[str, Any]:
   return metrics
 
 
+def untrained(config: Any, *, split: str, output: str | None) -> dict[str, Any]:
+  """Evaluates what a config starts from: its pretrained model without its method, or its `model.adapter`; gives the
+  metrics. Writes `eval/` into the folder `output`, if that is given. Raises `InputError`."""
+  values = recipe.expanded(config).to_dict()
+  if not values['model']['adapter']:
+    values['method'] = recipe.component_section('method', 'full').to_dict()
+  where = pathlib.Path(output).expanduser() if output else None
+  if where is not None and where.exists() and any(where.iterdir()):
+    raise InputError(f'--output={output} is not empty; nothing is overwritten')
+  built = runs.build(values, split=split)
+  for note in built.notes:
+    print(f'      note  {note}')
+  own, frozen = built.load()
+  reference.compute(built, own, frozen)
+  metrics, predictions = built.evaluate(own, frozen, split)
+  name = built.settings.model.adapter or built.settings.model.pretrained
+  print(show.table(f'{split}, {name} as it is, {len(built.examples[split]):,} rows', metrics))
+  if where is not None:
+    where.mkdir(parents=True, exist_ok=True)
+    folder.write_evaluation(where, built, split, metrics, predictions, 0)
+  return metrics
+
+
+def compare(workdir: str | None, *, split: str, adapters: str) -> dict[str, dict[str, Any]]:
+  """Evaluates several adapters on the base and the data of a run; gives the metrics of each by its name.
+
+  `adapters` is 'name=folder,...', of run folders (their best checkpoints) or folders of PEFT. Writes
+  `eval/<split>_<name>.json` for each. Raises `InputError`.
+  """
+  if not workdir:
+    raise InputError('give the run folder whose base and data are meant: --workdir=runs/NAME')
+  where = pathlib.Path(workdir).expanduser()
+  places = _places(adapters)
+  built = _built(*folder.stored(where), split, where)
+  if taken := [n for n in places if f'{split}_{n}' in built.dataset.splits]:
+    raise InputError(f'--adapters={adapters}: {split}_{taken[0]} is a split of the data; give {taken[0]} another name')
+  members = Adapters(built)
+  for name, path in places.items():
+    for note in members.add(name, path):
+      print(f'      note  {name}: {note}')
+  found = {name: members.use(name).evaluate(split)[0] for name in members.names}
+  (where / 'eval').mkdir(exist_ok=True)
+  for name, metrics in found.items():
+    record = {'metrics': metrics, 'n': len(built.examples[split]), 'labels': list(built.task.labels)}
+    files.write_json(where / 'eval' / f'{split}_{name}.json', {**record, 'adapter': places[name]})
+  print(_side_by_side(f'{split}, {len(built.examples[split]):,} rows', found))
+  return found
+
+
+def _built(config: dict[str, Any], labels: list, split: str, where: pathlib.Path) -> Run:
+  try:
+    built = runs.build(config, labels=labels, split=split)
+  except InputError as e:
+    stored = where / 'config.json'
+    raise InputError(f'{e}\nThe settings are those of {stored}; train.py takes new places of data and model.') from e
+  for note in [*built.notes, *folder.changed(where, built)]:
+    print(f'      note  {note}')
+  reference.read(built, where)
+  return built
+
+
+def _places(text: str) -> dict[str, str]:
+  """{name: folder} of 'name=folder,name=folder'."""
+  out: dict[str, str] = {}
+  for item in filter(None, (p.strip() for p in text.split(','))):
+    name, equals, path = item.partition('=')
+    if not (name and equals and path):
+      raise InputError(f'--adapters={text}: {item!r} is not NAME=FOLDER; several are separated by commas')
+    if name in out:
+      raise InputError(f'--adapters={text}: there are two adapters of the name {name}; give each its own')
+    out[name] = path
+  if not out:
+    raise InputError('--adapters names none; write --adapters=NAME=FOLDER,NAME=FOLDER')
+  return out
+
+
+def _side_by_side(title: str, found: dict[str, dict[str, Any]]) -> str:
+  """The scalar metrics, a column an adapter."""
+  metrics = [k for k, v in next(iter(found.values())).items() if isinstance(v, int | float)]
+  first, wide = max(map(len, metrics)), max(8, *map(len, found))
+  lines = [title, f'  {"":<{first}}  ' + '  '.join(f'{n:>{wide}}' for n in found)]
+  lines += [f'  {k:<{first}}  ' + '  '.join(f'{m[k]:>{wide}.4f}' for m in found.values()) for k in metrics]
+  return '\n'.join(lines)
+
+
 def restored(built: Run, where: pathlib.Path, checkpoint: str) -> tuple[Params, Params, int]:
   """(own, frozen, step) of a checkpoint: 'best', 'last' or the number of a step."""
   with Checkpoints(where / 'checkpoints', readonly=True) as checkpoints:
     step = _step(checkpoints, checkpoint, where)
     found = checkpoints.restore(state.storable(built.abstract_state), step=step)
   return state.restored(found.state).own, built.load()[1], found.step
-
-
-def metric_names(built: Run) -> list[str]:
-  """The scalar metrics of a task, known before anything is trained, from a made-up prediction."""
-  classes = len(built.task.labels)
-  one_each = {'labels': np.arange(classes, dtype=np.int32), 'weights': np.ones(classes, np.float32)}
-  examples = runs.batches.Examples(next(iter(built.examples.values())).tokens, one_each)
-  metrics = built.task.metrics(examples, {'probabilities': np.eye(classes, dtype=np.float32)})
-  return ['loss', *(n for n, v in metrics.items() if isinstance(v, int | float))]
 
 
 def _step(checkpoints: Checkpoints, wanted: str, where: pathlib.Path) -> int | None:

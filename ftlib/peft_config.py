@@ -15,6 +15,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from types import ModuleType
 from typing import Any
 
+from ftlib import peft_fused
 from ftlib.base import lookup
 from ftlib.base.errors import InputError, listing
 from ftlib.models.layers import Embed, Proj
@@ -22,8 +23,8 @@ from ftlib.models.model import Model
 from ftlib.peft.method import added
 
 VERSION = '0.21.2'  # of PEFT, whose format this is
-TASK = 'SEQ_CLS'
-HEADS = ('classifier', 'score')  # what PEFT saves of every SEQ_CLS model besides `modules_to_save`
+TASKS = {'classify': 'SEQ_CLS', 'lm': 'CAUSAL_LM'}  # by the model's head
+HEADS = ('classifier', 'score')  # what PEFT saves of every SEQ_CLS model besides `modules_to_save`, and of no other
 PROMPTS = ('PROMPT_TUNING', 'P_TUNING', 'PREFIX_TUNING')  # types that wrap no module of the model
 INPUTS = {'IA3': ('feedforward_modules', 'feedforward', 'in_scale')}  # a second list of modules: key, field, leaf
 _SITES = ('target_modules', 'exclude_modules', 'layers_to_transform', 'layers_pattern', 'modules_to_save')
@@ -54,6 +55,16 @@ class Asked:
     return self.fields | {field: pattern(names, len(model.blocks)) for field, names in self.sites.items() if names}
 
 
+def task_of(model: Model) -> str:
+  """PEFT's name of what a model is for."""
+  return TASKS.get(getattr(model.trunk, 'kind', ''), TASKS['classify'])
+
+
+def heads_of(values: Mapping[str, Any]) -> tuple[str, ...]:
+  """What PEFT saves besides `modules_to_save` by an adapter_config.json."""
+  return HEADS if values.get('task_type') == TASKS['classify'] else ()
+
+
 def torch_modules(model: Model) -> dict[str, str]:
   """{our module: its name in the Hugging Face model}."""
   return {n.rpartition('/')[0]: h.rpartition('.')[0] for n, h in model.hf_names().items()}
@@ -77,22 +88,25 @@ def of_run(module: ModuleType, config: Any, model: Model, *, base: str, save: Se
     'auto_mapping': None,
     'base_model_name_or_path': base,
     'inference_mode': True,
-    'modules_to_save': [*save],
+    'modules_to_save': [*save] or None,
     'peft_type': kind,
     'peft_version': VERSION,
     'revision': None,
-    'task_type': TASK,
+    'task_type': task_of(model),
     **module.peft_config(config),
   }
   if kind in PROMPTS:
-    values |= _sizes(model)
+    values |= _sizes(model, kind)
   else:
     sites = adapted(module, model)
-    values['target_modules'] = [names[s] for of in sites.values() for s in of]
+    values['target_modules'] = [*dict.fromkeys(names[s] for of in sites.values() for s in of)]
     if kind in INPUTS:
-      values[INPUTS[kind][0]] = [names[s] for s in sites[INPUTS[kind][1]]]
+      values[INPUTS[kind][0]] = [*dict.fromkeys(names[s] for s in sites[INPUTS[kind][1]])]
     if hasattr(module, 'peft_patterns'):
       values |= module.peft_patterns(config, {s: names[s] for of in sites.values() for s in of})
+    values |= peft_fused.wider(values, model, {s: names[s] for of in sites.values() for s in of})
+    if 'fan_in_fan_out' in values or model.straight:
+      values['fan_in_fan_out'] = model.straight
   return dict(sorted(values.items()))
 
 
@@ -120,7 +134,8 @@ def read(values: Mapping[str, Any], module: ModuleType, model: Model, *, where: 
 
   Raises `InputError` with every setting that ftlib does not have and that changes the numbers.
   """
-  seen = _Seen({k: v for k, v in values.items() if k not in _SITES})
+  plain = {k: v for k, v in values.items() if not (k == 'fan_in_fan_out' and model.straight)}  # PEFT sees to it itself
+  seen = _Seen({k: v for k, v in plain.items() if k not in _SITES})
   try:
     fields = dict(module.config_of_peft(seen))
   except InputError as e:
@@ -128,9 +143,9 @@ def read(values: Mapping[str, Any], module: ModuleType, model: Model, *, where: 
   except (KeyError, TypeError, ValueError, AttributeError) as e:
     raise InputError(f'{where} lacks a setting of {module.PEFT_TYPE}, or has one of a wrong kind: {e!r}') from e
   odd = []
-  if values.get('task_type') not in (TASK, None):
-    odd.append(f'task_type={values["task_type"]!r} (only {TASK})')
-  sizes = _sizes(model) if module.PEFT_TYPE in PROMPTS else {}
+  if values.get('task_type') not in (task_of(model), None):
+    odd.append(f'task_type={values["task_type"]!r} (only {task_of(model)})')
+  sizes = _sizes(model, module.PEFT_TYPE) if module.PEFT_TYPE in PROMPTS else {}
   odd += [f'{k}={values[k]!r} (the model has {v})' for k, v in sizes.items() if values.get(k) not in (None, v)]
   known = {*seen.seen, *sizes, *_HARMLESS, *_OF_TYPE.get(module.PEFT_TYPE, ()), INPUTS.get(module.PEFT_TYPE, ('',))[0]}
   odd += [f'{k}={v!r}' for k, v in seen.values.items() if k not in known and not _idle(k, v)]
@@ -184,7 +199,7 @@ def _targets(values: Mapping[str, Any], module: ModuleType, model: Model) -> Ite
   """(field, site) of the modules that PEFT would adapt, by its rules: lists match the ends of names, texts all of one;
   modules that are saved whole are left out."""
   second = INPUTS.get(module.PEFT_TYPE)
-  save = [*(values.get('modules_to_save') or ()), *(HEADS if values.get('task_type') == TASK else ())]
+  save = [*(values.get('modules_to_save') or ()), *heads_of(values)]
   names = torch_modules(model)
   for site in [*model.sites(Proj), *model.sites(Embed)]:
     name = names[site]
@@ -211,13 +226,14 @@ def _in_layers(layers: Any, patterns: Any, name: str) -> bool:
   return found is not None and int(found[1]) in ([layers] if isinstance(layers, int) else layers)
 
 
-def _sizes(model: Model) -> dict[str, int]:
-  """What a type of `PROMPTS` says of the model."""
+def _sizes(model: Model, kind: str) -> dict[str, int]:
+  """What a type of `PROMPTS` says of the model; a prefix is as wide as the keys."""
   c = model.config
+  groups = getattr(c, 'kv_heads', c.heads) if kind == 'PREFIX_TUNING' else c.heads
   return {
-    'token_dim': c.embed,
+    'token_dim': groups * getattr(c, 'head_dim', c.embed // c.heads) if kind == 'PREFIX_TUNING' else c.embed,
     'num_layers': c.layers,
-    'num_attention_heads': c.heads,
+    'num_attention_heads': groups,
     'num_transformer_submodules': 1,
   }
 

@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from ftlib import peft_config
+from ftlib import peft_config, peft_fused
 from ftlib.base.errors import InputError, did_you_mean, listing
 from ftlib.base.types import Flat
 from ftlib.io import hf
@@ -65,12 +65,16 @@ def opened(path: pathlib.Path, *, field: str) -> Folder:
 
 @dataclasses.dataclass(frozen=True)
 class Form:
-  """How the parameters of an adapted model lie in a PEFT file; `saved` are those of the base that are in it."""
+  """How the parameters of an adapted model lie in a PEFT file; `saved` are those of the base that are in it.
+
+  Sites whose kernels are parts of one tensor share an adapter there (`peft_fused.py`), `reading` in another form.
+  """
 
   module: ModuleType
   config: Any
   model: Model
   saved: tuple[str, ...]
+  reading: bool = False
 
   @property
   def prefix(self) -> str:
@@ -107,6 +111,7 @@ class Form:
         leaves = {n.removeprefix(start): x for n, x in own.items() if n.startswith(start)}
         tensors = self.module.to_peft(self.config, leaves, slot)
         out[site] = {f'{self.prefix}{names[site]}.{suffix}': np.ascontiguousarray(x) for suffix, x in tensors.items()}
+      out = peft_fused.joined(out, self.model, names, self.module.PEFT_TYPE, reading=self.reading)
     hf_names = self.model.hf_names()
     for name in self.saved:
       out[name] = {f'{self.prefix}{hf_names[name]}': np.asarray(self.model.to_hf(name, np.asarray(flat[name])))}
@@ -129,7 +134,8 @@ class Form:
       out, names = {}, peft_config.torch_modules(self.model)
       for site, slot in self.sites.items():
         start = f'{self.prefix}{names[site]}.'
-        leaves = self.module.from_peft(self.config, {k.removeprefix(start): tensors[k] for k in parts[site]}, slot)
+        own = {k.removeprefix(start): tensors[k] for k in parts[site]}
+        leaves = self.module.from_peft(self.config, peft_fused.part_of(own, self.model, site), slot)
         out |= {f'{site}/adapter/{leaf}': x for leaf, x in leaves.items()}
     out |= {n: self.model.from_hf(n, tensors[next(iter(parts[n]))]) for n in self.saved}
     wrong = [n for n, x in self.zeros.items() if n not in out or out[n].shape != x.shape]
@@ -145,9 +151,10 @@ def form_of_run(module: ModuleType, config: Any, model: Model, owns: Callable[[s
   """
   names, info = peft_config.torch_modules(model), model.info()
   trained = [n for n in info if owns(n) and not added(n)]
-  known = peft_config.covered(model, peft_config.HEADS)
-  save = [*peft_config.HEADS, *dict.fromkeys(names[n.rpartition('/')[0]] for n in trained if n not in known)]
-  form = Form(module, config, model, peft_config.covered(model, save))
+  heads = peft_config.heads_of({'task_type': peft_config.task_of(model)})
+  known = peft_config.covered(model, heads) if heads else ()
+  save = [*heads, *dict.fromkeys(names[n.rpartition('/')[0]] for n in trained if n not in known)]
+  form = Form(module, config, model, peft_config.covered(model, save) if save else ())
   both = [n for n in form.saved if n.rpartition('/')[0] in form.sites]
   if both:
     raise InputError(
@@ -161,14 +168,14 @@ def form_of_run(module: ModuleType, config: Any, model: Model, owns: Callable[[s
 def form_of_folder(folder: Folder, module: ModuleType, config: Any, model: Model) -> Form:
   """The form that the parameters in a folder are saved in."""
   save = [*(folder.values.get('modules_to_save') or ())]
-  save += peft_config.HEADS if folder.values.get('task_type') == peft_config.TASK else ()
-  return Form(module, config, model, peft_config.covered(model, save) if save else ())
+  save += peft_config.heads_of(folder.values)
+  return Form(module, config, model, peft_config.covered(model, save) if save else (), reading=True)
 
 
 def write(output: pathlib.Path, form: Form, flat: Flat, *, base: str, save: list[str], ours: Mapping[str, Any]) -> None:
   """The folder of the parameters `flat`, layers unstacked; PEFT looks for the model `base`, `ours` is ftlib.json."""
-  tensors = {**form.shared(), **{k: x for part in form.parts(flat).values() for k, x in part.items()}}
   values = peft_config.of_run(form.module, form.config, form.model, base=base, save=save)
+  tensors = {**form.shared(), **{k: x for part in form.parts(flat).values() for k, x in part.items()}}
   hf.save(output, dict(sorted(tensors.items())), values)  # under the names of a model
   os.replace(output / 'model.safetensors', output / TENSORS)
   os.replace(output / 'config.json', output / CONFIG)

@@ -23,21 +23,29 @@ from ftlib.optim import chain
 from ftlib.peft import together
 
 DTYPES = ('float32', 'bfloat16')
+PARTS = ('all', 'encoder', 'head', 'adapter')
 
 
 @dataclasses.dataclass(frozen=True)
 class ModelSettings:
   """`pretrained`: hub id, folder or `package:import_name/path`. `family`: a file of ftlib/models or a dotted module;
-  '' goes by `config.json`'s model_type. `adapter`: run folder to start the trainable parameters from. `layers`: 'scan'
-  (alike layers are compiled once) or 'unroll'. `remat`: what the backward pass computes again. `allow_config`: pattern
-  of unknown `config.json` keys that are harmless."""
+  '' goes by `config.json`'s model_type. `adapter`: run folder, or folder of PEFT, to start from; `adapter_parts`: which
+  of its parameters, some of `PARTS` with commas between. `layers`: 'scan' (alike layers are compiled once) or 'unroll'.
+  `remat`: what the backward pass computes again. `allow_config`: pattern of unknown `config.json` keys that are
+  harmless."""
 
   pretrained: str = ''
   family: str = ''
   adapter: str = ''
+  adapter_parts: str = 'all'
   layers: str = setting('scan', choices=('scan', 'unroll'))
   remat: str = setting('none', choices=tuple(stack.REMAT))
   allow_config: str = ''
+
+  def __post_init__(self):
+    parts_of(self.adapter_parts)
+    if self.adapter_parts != 'all' and not self.adapter:
+      raise ValueError(f'adapter_parts={self.adapter_parts!r} says what is taken of model.adapter, which is not given')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,6 +63,7 @@ class TrainSettings:
 
   `max_length`: tokens a row is cut to, 0 for as many as the model has positions. `accumulate`: micro-batches a step.
   `buckets`: the most lengths that batches are padded to, each one compile. `grouped`: rows of like length together.
+  `packing`: several documents in each training row of `max_length` tokens, for tasks that predict tokens.
   `patience`: evaluations without a better metric (by more than `min_delta`) after which the run ends.
   """
 
@@ -66,6 +75,7 @@ class TrainSettings:
   max_length: int = setting(128, low=0)
   buckets: int = setting(4, low=1)
   grouped: bool = True
+  packing: bool = False
   eval_every: int | None = setting(None, low=1)
   log_every: int = setting(10, low=1)
   patience: int | None = setting(None, low=1)
@@ -89,6 +99,14 @@ class MeshSettings:
   """`shape`: such as 'data=4,fsdp=2'; '' for all devices that divide the batch on `data`."""
 
   shape: str = ''
+
+
+def parts_of(text: str) -> set[str]:
+  """The parts that `model.adapter_parts` names, without 'all'. Raises `ValueError` for others than `PARTS`."""
+  parts = {p.strip() for p in text.split(',')}
+  for odd in sorted(parts - {*PARTS}):
+    raise ValueError(f'adapter_parts={text!r}: {odd!r} is none of {", ".join(PARTS)}{did_you_mean(odd, PARTS)}')
+  return {*PARTS[1:]} if 'all' in parts else parts
 
 
 PLAIN = {
@@ -144,7 +162,18 @@ def recipe(*, task: str, method: str, optim: str, objective: str = '', seed: int
   names = {'task': task, 'method': method, 'objective': objective or task_module.OBJECTIVE, 'optim': optim}
   for name, component in names.items():
     config[name] = component_section(name, component)
+  if getattr(task_module, 'HEADLESS', False):
+    _without_head(config.method)
   return config
+
+
+def _without_head(section: config_dict.ConfigDict) -> None:
+  """Empties `also` of a method, or of those it is put together of, where it means the new parameters of a head."""
+  for name, value in section.items():
+    if isinstance(value, config_dict.ConfigDict):
+      _without_head(value)
+    elif name == 'also' and value == '^head/':
+      section[name] = ''
 
 
 def component_section(section: str, name: str, **values: Any) -> config_dict.ConfigDict:
@@ -192,6 +221,12 @@ def read(config: Mapping[str, Any]) -> Settings:
     names[section] = values.pop('name', '')
     modules[section] = component(section, names[section])
     got[section] = settings.read(dataclass_of(section, names[section]), values, where=section)
+  usual = getattr(modules['task'], 'OBJECTIVE', names['objective'])
+  if '.' not in names['objective'] and '.' not in usual and names['objective'] != usual:
+    raise InputError(
+      f'objective.name={names["objective"]} does not fit task.name={names["task"]}, whose batches are for {usual}; '
+      'take that, or an objective of your own by its dotted name'
+    )
   seed = config['seed']
   if not isinstance(seed, int) or isinstance(seed, bool) or not 0 <= seed < 2**31:
     raise InputError(f'seed={seed!r}: wanted a whole number from 0 to 2147483647')

@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ftlib import adapter, recipe
+from ftlib import adapter, examples, generators, recipe
 from ftlib.adapter import Adapter
 from ftlib.base import layout, lookup, trees
 from ftlib.base.errors import Diverged, InputError, did_you_mean
@@ -25,13 +25,14 @@ from ftlib.base.layout import Layout
 from ftlib.base.types import Batch, ParamInfo, Params
 from ftlib.data import batches, preparation, tokens
 from ftlib.data.batches import Examples
+from ftlib.data.labels import Columns
 from ftlib.evals import evaluate
-from ftlib.io import hf
+from ftlib.io import gguf, hf
 from ftlib.models import hf_config, stack
 from ftlib.optim import chain
 from ftlib.optim.chain import Optimizer
 from ftlib.peft.method import Adjust, Method, added
-from ftlib.recipe import Settings
+from ftlib.recipe import ModelSettings, Settings
 from ftlib.tasks.task import Task
 from ftlib.train import state as train_state
 from ftlib.train.compiled import Compiled, Staged
@@ -44,13 +45,18 @@ _TOKENIZER = ('tokenizer*.json', 'vocab.*', 'merges.txt', '*.model')  # the file
 
 @dataclasses.dataclass(frozen=True)
 class Base:
-  """A pretrained folder: its `config.json`, family module, tensors, and the fingerprint of these and the tokenizer."""
+  """A pretrained folder or GGUF file: `config.json`'s values, family, tensors, the fingerprint of all and tokenizer."""
 
-  folder: pathlib.Path
+  folder: pathlib.Path  # or the file
   values: dict[str, Any]
   family: Any
-  weights: hf.Weights
+  weights: hf.Weights | gguf.Weights
   fingerprint: str
+
+  @property
+  def where(self) -> str:
+    """The file that `values` are of."""
+    return str(self.folder if self.folder.suffix == '.gguf' else self.folder / 'config.json')
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -82,7 +88,8 @@ class Run:
   @property
   def identity(self) -> dict[str, Any]:
     """What a resumed run must have in common with the run it goes on with."""
-    return {'data': self.dataset.fingerprint, 'weights': self.base.fingerprint, 'labels': list(self.task.labels)}
+    own = {'data': self.dataset.fingerprint, 'weights': self.base.fingerprint, 'labels': list(self.task.labels)}
+    return own | ({'adapter': self.adapter.digest} if self.adapter and self.adapter.digest else {})
 
   @functools.cached_property
   def train_info(self) -> dict[str, ParamInfo]:
@@ -112,12 +119,13 @@ class Run:
 
   def start(self, own: Params, frozen: Params) -> TrainState:
     """The state at step 0, each leaf where `state_shardings` says, after the method has prepared its parameters."""
-    if self.method.prepare is not None and self.adapter is None:
+    mine = trees.flatten(stack.unstack(own))
+    given = self.adapter.sets if self.adapter else lambda name: False
+    if self.method.prepare is not None and not all(map(given, filter(added, mine))):
       flat = trees.flatten(stack.unstack(trees.join(own, frozen)))
       flat |= adapter.moved(self.method.source, self.method.model, self.base, self.match)
       new = self.method.prepare(flat, functools.partial(self.gradient, own, frozen))
-      mine = trees.flatten(stack.unstack(own))
-      own = self._stacked(trees.unflatten({**mine, **new}))
+      own = self._stacked(trees.unflatten({**mine, **{n: x for n, x in new.items() if not given(n)}}))
     make = functools.partial(train_state.create, tx=self.optimizer.tx, seed=self.settings.seed)
     return jax.jit(make, out_shardings=self.state_shardings)(*trees.split(own, self.train_info.__contains__))
 
@@ -127,7 +135,7 @@ class Run:
     """{name: mean gradient} of parameters of whatever kind over the first training rows (`ftlib/train/gradient.py`)."""
     rows, size = min(rows, len(self.examples['train'])), 1 if squared else self.settings.train.batch_size
     parts = [np.arange(i, min(i + size, rows)) for i in range(0, rows, size)]
-    parts = (self._collated('train', numbers, size) for numbers in parts)
+    parts = (self._collated(self.examples['train'], numbers, size) for numbers in parts)
     params = stack.unstack(trees.join(own, frozen))
     return mean_gradient(self.method.model.apply, self.objective, params, names, parts, squared=squared)
 
@@ -175,19 +183,20 @@ class Run:
   def batch(self, step: int) -> tuple[np.ndarray, Batch, int]:
     """(row numbers, Batch on the mesh, counted tokens) of a training step."""
     rows = self.order.rows(step)
-    return self._placed('train', rows, self.settings.train.batch_size)
+    return self._placed(self.examples['train'], rows, self.settings.train.batch_size)
 
   def eval_batches(self, split: str) -> Iterator[tuple[np.ndarray, Batch]]:
     """(row numbers, Batch) over a split, rows of like length together, each row once."""
     size = self.settings.train.eval_batch_size
-    order = np.argsort(self.examples[split].tokens.lengths, kind='stable')
+    examples = self.examples[split].unpacked
+    order = np.argsort(examples.lengths, kind='stable')
     parts = [order[i : i + size] for i in range(0, len(order), size)]
-    for rows, batch, _ in batches.feed(lambda i: self._placed(split, parts[i], size), 0, len(parts)):
+    for rows, batch, _ in batches.feed(lambda i: self._placed(examples, parts[i], size), 0, len(parts)):
       yield rows, batch
 
   def evaluate(self, own: Params, frozen: Params, split: str) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-    """(metrics with the mean loss, predictions) of a split. Raises `Diverged` where these are not finite."""
-    examples = self.examples[split]
+    """(the objective's means and the metrics, predictions) of a split. Raises `Diverged` where these are not finite."""
+    examples = self.examples[split].unpacked
     step = functools.partial(self.eval_step, own, frozen)
     means, predictions = evaluate.evaluate(step, self.eval_batches(split), rows=len(examples))
     finite = [np.isfinite(p).reshape(len(p), -1).all(1) for p in predictions.values()]
@@ -195,15 +204,19 @@ class Run:
     if len(faulty) or not np.isfinite(means['loss']):
       first = f', the first {self.dataset.splits[split].where(int(faulty[0]))}' if len(faulty) else ''
       raise Diverged(f'{split} loss {means["loss"]}, {len(faulty)} of {len(examples)} predictions not finite{first}')
-    return {'loss': means['loss'], **self.task.metrics(examples, predictions)}, predictions
+    metrics = {**means, **self.task.metrics(examples, predictions)}
+    if hasattr(self.task, 'judged'):  # a task whose answers are generated
+      scores, predictions['prediction'] = generators.answers(self, own, frozen, split)
+      metrics |= scores
+    return metrics, predictions
 
-  def _placed(self, split: str, rows: np.ndarray, size: int) -> tuple[np.ndarray, Batch, int]:
-    batch = self._collated(split, rows, size)
-    return rows, jax.device_put(batch, self.layout.batch), int(batch['segments'].sum())
+  def _placed(self, examples: Examples, rows: np.ndarray, size: int) -> tuple[np.ndarray, Batch, int]:
+    batch = self._collated(examples, rows, size)
+    return rows, jax.device_put(batch, self.layout.batch), int((batch['segments'] > 0).sum())
 
-  def _collated(self, split: str, rows: np.ndarray, size: int) -> Batch:
+  def _collated(self, examples: Examples, rows: np.ndarray, size: int) -> Batch:
     pad = self.tokenizer.pad_token_id
-    return batches.collate(self.examples[split], rows, size=size, edges=self.edges, pad_id=pad)
+    return batches.collate(examples, rows, size=size, edges=self.edges, pad_id=pad)
 
 
 def build(config: Mapping[str, Any], *, labels: list | None = None, split: str | None = None) -> Run:
@@ -219,12 +232,14 @@ def build(config: Mapping[str, Any], *, labels: list | None = None, split: str |
   mesh = layout.build(s.mesh.shape, batch=s.train.batch_size // s.train.accumulate)
   eval_size = -(-s.train.eval_batch_size // mesh.shards) * mesh.shards
   s = dataclasses.replace(s, train=dataclasses.replace(s.train, eval_batch_size=eval_size))
-  base = _base(s)
-  arch = base.family.from_hf(base.values, where=str(base.folder / 'config.json'), allow=s.model.allow_config)
-  texts, label = s.modules['task'].columns(s.task)
-  dataset = preparation.load(s.data, texts=texts, label=label)
+  base = open_base(s.model)
+  arch = base.family.from_hf(base.values, where=base.where, allow=s.model.allow_config)
+  if getattr(s.task, 'pooling', None) == '':
+    s = dataclasses.replace(s, task=dataclasses.replace(s.task, pooling=getattr(base.family, 'POOLING', 'cls')))
+  columns = Columns(*s.modules['task'].columns(s.task))
+  dataset = preparation.load(s.data, **columns._asdict())
   train = dataset.splits['train']
-  task = s.modules['task'].build(s.task, train=train, known=labels or dataset.labels.get(label))
+  task = s.modules['task'].build(s.task, train=train, known=labels or dataset.labels.get(columns.label))
   options = {
     'compute': jnp.dtype(s.precision.compute),
     'remat': s.model.remat,
@@ -232,7 +247,7 @@ def build(config: Mapping[str, Any], *, labels: list | None = None, split: str |
   }
   model = base.family.build(arch, head=task.head, **options)
   method = s.modules['method'].build(s.method, model)
-  match = hf.match(base.weights, model.hf_names(), model.hf_shapes(), prefix=base.family.PREFIX)
+  match = hf.match(base.weights, model.hf_names(), model.hf_shapes(), prefix=base.family.PREFIX, tied=model.tied)
   notes = [*dataset.notes, *_match_notes(match, method)]
   fresh = set(match.fresh)
   trains = lambda name: method.trains(name) or name in fresh  # noqa: E731
@@ -246,16 +261,15 @@ def build(config: Mapping[str, Any], *, labels: list | None = None, split: str |
     )
     notes += start.notes
   tokenizer = tokens.load(base.folder)
-  limit = _limit(s, tokenizer, positions=arch.max_length, virtual=method.tokens)
-  wanted = list(dataset.splits) if split is None else [_known_split(dataset, split)]
-  examples = {n: task.examples(dataset.splits[n], tokenizer, limit=limit) for n in wanted}
-  for name, rows in examples.items():
-    tokens.check_ids(rows.tokens, vocab=arch.vocab, types=arch.types, where=f'{s.model.pretrained} on {name}')
-    notes += _length_notes(rows, name, limit=limit, positions=arch.max_length)
-  lengths = np.concatenate([e.tokens.lengths for e in examples.values()])
-  info, runs = _info(method, trains, scan=s.model.layers == 'scan')
-  order = batches.Order(examples[wanted[0]].tokens.lengths, s.train.batch_size, s.seed, s.train.grouped)
-  steps = s.train.steps or max(1, round(s.train.epochs * -(-len(train) // s.train.batch_size)))
+  limit = examples.limit(s, tokenizer, positions=arch.max_length, virtual=method.tokens)
+  made, more = examples.make(s, task, dataset, tokenizer, split, limit=limit, arch=arch, virtual=method.tokens)
+  notes += more
+  lengths = np.concatenate([e.unpacked.lengths for e in made.values()])
+  info, runs = stored_info(method, trains, scan=s.model.layers == 'scan')
+  grouped = s.train.grouped and not s.train.packing
+  order = batches.Order(next(iter(made.values())).lengths, s.train.batch_size, s.seed, grouped)
+  rows = len(made.get('train', train))
+  steps = s.train.steps or max(1, round(s.train.epochs * -(-rows // s.train.batch_size)))
   train_info = {n: i for n, i in info.items() if trains(stack.canonical(n))}
   stage = lambda name: method.stage(stack.canonical(name))  # noqa: E731
   rates = lambda name: [method.rates(n) if method.rates else 1.0 for n in stack.members(name)]  # noqa: E731
@@ -269,7 +283,7 @@ def build(config: Mapping[str, Any], *, labels: list | None = None, split: str |
     task=task,
     tokenizer=tokenizer,
     limit=limit,
-    examples=examples,
+    examples=made,
     edges=batches.buckets(lengths, count=s.train.buckets),
     method=method,
     match=match,
@@ -286,27 +300,30 @@ def build(config: Mapping[str, Any], *, labels: list | None = None, split: str |
   )
 
 
-def _base(s: Settings) -> Base:
-  folder = hf.resolve(s.model.pretrained)
-  values = hf.read_config(folder)
+def open_base(model: ModelSettings) -> Base:
+  """What `model.pretrained` names, nothing of its tensors read yet. Raises `InputError`."""
+  folder = hf.resolve(model.pretrained)
+  reader = gguf if folder.suffix == '.gguf' else hf
+  values = reader.read_config(folder)
   families = {
     kind: module
     for module in (lookup.component('models', n, field='model') for n in lookup.names('models'))
     for kind in module.MODEL_TYPES
   }
   kind = values['model_type']
-  if s.model.family:
-    families = {kind: lookup.component('models', s.model.family, field='model.family')}
+  if model.family:
+    families = {kind: lookup.component('models', model.family, field='model.family')}
   if kind not in families:
+    file = folder if folder.suffix == '.gguf' else folder / 'config.json'
     raise InputError(
-      f'{folder / "config.json"}: model_type={kind!r} is no family that ftlib has{did_you_mean(kind, families)}\n'
+      f'{file}: model_type={kind!r} is no family that ftlib has{did_you_mean(kind, families)}\n'
       f'  known: {", ".join(sorted(families))}'
     )
-  weights = hf.Weights(folder)
+  weights = reader.Weights(folder)
   return Base(folder, values, families[kind], weights, _fingerprint(folder, values, weights))
 
 
-def _fingerprint(folder: pathlib.Path, values: Mapping[str, Any], weights: hf.Weights) -> str:
+def _fingerprint(folder: pathlib.Path, values: Mapping[str, Any], weights: hf.Weights | gguf.Weights) -> str:
   """SHA-256 of what a model computes from a text, wherever the folder lies."""
   meant = {k: v for k, v in values.items() if k not in hf_config.HARMLESS or k == 'model_type'}
   h = hashlib.sha256(weights.fingerprint().encode() + json.dumps(meant, sort_keys=True).encode())
@@ -315,7 +332,8 @@ def _fingerprint(folder: pathlib.Path, values: Mapping[str, Any], weights: hf.We
   return h.hexdigest()
 
 
-def _info(method: Method, trains: Callable[[str], bool], *, scan: bool) -> tuple[dict[str, ParamInfo], list]:
+def stored_info(method: Method, trains: Callable[[str], bool], *, scan: bool) -> tuple[dict[str, ParamInfo], list]:
+  """(the parameters as they are kept, the runs (first, stop) of layers that lie in one stack)."""
   info = method.model.info()
   layers: dict[int, list] = {i: [] for i in range(len(method.model.blocks))}
   for name, i in info.items():
@@ -341,29 +359,6 @@ def _info(method: Method, trains: Callable[[str], bool], *, scan: bool) -> tuple
   return out, runs
 
 
-def _known_split(dataset: preparation.Dataset, split: str) -> str:
-  if split not in dataset.splits:
-    raise InputError(f'--split={split}: the data has {", ".join(dataset.splits)}{did_you_mean(split, dataset.splits)}')
-  return split
-
-
-def _limit(s: Settings, tokenizer: Any, *, positions: int, virtual: int) -> int:
-  """The tokens that a row is cut to; `virtual` ones of the method take positions too."""
-  if virtual >= positions:
-    raise InputError(
-      f'method.name={s.names["method"]}: its {virtual} virtual tokens leave none of the {positions} positions that the '
-      'model has'
-    )
-  positions -= virtual
-  special = tokenizer.num_special_tokens_to_add(pair=bool(getattr(s.task, 'pair', '')))
-  if 0 < s.train.max_length <= special:
-    raise InputError(
-      f'train.max_length={s.train.max_length} leaves no room for text beside the {special} special tokens of a row; '
-      f'raise it, or give 0 for the {positions} tokens that the model has positions for'
-    )
-  return min(s.train.max_length or positions, positions)
-
-
 def _match_notes(match: hf.Match, method: Method) -> list[str]:
   notes = []
   if match.fresh:
@@ -373,14 +368,3 @@ def _match_notes(match: hf.Match, method: Method) -> list[str]:
   if match.unused:
     notes.append(f'not used of the checkpoint: {len(match.unused)} tensors of other heads ({match.unused[0]}, ...)')
   return notes
-
-
-def _length_notes(rows: Examples, name: str, *, limit: int, positions: int) -> list[str]:
-  cut = rows.tokens.truncated
-  share = cut / len(rows)
-  if cut and limit == positions and share > 0.5:
-    raise InputError(
-      f'{name}: {cut} of {len(rows)} rows are longer than the {positions} tokens that the model has positions for; '
-      'cut the texts into pieces, or take a model with more positions'
-    )
-  return [f'{name}: {cut} of {len(rows)} rows ({share:.1%}) were cut to {limit} tokens'] if cut else []

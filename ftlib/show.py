@@ -10,6 +10,9 @@ from typing import Any
 import numpy as np
 
 from ftlib.base import trees
+from ftlib.base.errors import InputError
+from ftlib.data import packing
+from ftlib.data.preview import pieces, shown
 from ftlib.models import stack
 from ftlib.run import Run
 
@@ -29,16 +32,16 @@ def summary(run: Run, workdir: pathlib.Path) -> str:
   arch = run.method.model.config
   share = n['params_trainable'] / n['params_total']
   rows = ', '.join(f'{k} {len(v):,}' for k, v in run.dataset.splits.items())
-  lengths = run.examples['train'].tokens.lengths
+  train = run.examples['train']
+  lengths = train.unpacked.lengths
   per_epoch = run.order.steps_per_epoch
   kept = f'{s.precision.compute} compute, {s.precision.frozen} frozen, {s.precision.trainable} trainable'
-  labels = [str(l) for l in run.task.labels]
-  tokens = int(lengths.mean() * s.train.batch_size)
+  tokens = int(train.lengths.mean() * s.train.batch_size)
   micro = f', in {s.train.accumulate} micro-batches' if s.train.accumulate > 1 else ''
-  edges = '/'.join(map(str, run.edges))
+  edges = str(train.window) if train.window else '/'.join(map(str, run.edges))
   lines = [
     ('model', f'{s.model.pretrained} ({run.base.values["model_type"]}, {arch.layers} layers, width {arch.embed})'),
-    ('task', f'{s.names["task"]}, {len(labels)} labels: {_short(labels)}'),
+    ('task', f'{s.names["task"]}, {run.task.about}'),
     ('method', f'{s.names["method"]} on {_sites(run.method.shown)}'),
     ('parameters', f'{n["params_total"]:,} total, {n["params_trainable"]:,} trainable ({share:.2%})'),
     ('data', f'{s.data.path}: {rows} rows; {lengths.mean():.1f} tokens a row (median {int(np.median(lengths))})'),
@@ -49,8 +52,30 @@ def summary(run: Run, workdir: pathlib.Path) -> str:
     ('precision', kept),
     ('writes to', str(workdir)),
   ]
+  if train.window:
+    share = f'{packing.waste(train):.2%} of their tokens wasted'
+    lines.insert(5, ('packing', f'{len(lengths):,} documents in {len(train):,} rows of {train.window} tokens, {share}'))
+  if 'weights' in train.per_token:
+    lines.insert(5, ('supervised', f'{train.per_token["weights"].mean():.1%} of the training tokens'))
   notes = [('note', text) for text in run.notes]
   return '\n'.join(f'{k:>10}  {v}' for k, v in lines + notes)
+
+
+def preview(run: Run, count: int, *, colour: bool) -> str:
+  """The first training documents, supervised tokens on green or in [[ ]]. Raises `InputError` for other tasks."""
+  train = run.examples['train']
+  if 'weights' not in train.per_token:
+    raise InputError(f'--preview shows which tokens are supervised; the task {run.settings.names["task"]} has none')
+  if count < 1:
+    raise InputError(f'--preview={count}: wanted a number of rows from 1')
+  rows = run.dataset.splits['train']
+  parts = []
+  each = len(train.tokens) // len(rows)  # documents of a row: the answers of a pair, else one
+  for i in range(min(count, len(rows)) * each):
+    found = pieces(train, run.tokenizer, i)
+    head = f'{rows.where(i // each)}: {len(found)} tokens, {sum(s for _, s in found)} supervised'
+    parts.append(f'--- {head}\n{shown(found, colour=colour)}')
+  return '\n'.join(parts)
 
 
 def table(title: str, metrics: Mapping[str, Any]) -> str:

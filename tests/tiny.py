@@ -7,13 +7,12 @@ import pathlib
 import random
 
 import jax
-import numpy as np
 
 from ftlib import recipe
 from ftlib.base import trees
 from ftlib.base.types import Head
 from ftlib.io import hf
-from ftlib.models import bert
+from ftlib.models import bert, llama
 
 GOOD = 'good great fine superb lovely bright warm'.split()
 BAD = 'bad awful poor dull cold weak grim'.split()
@@ -36,6 +35,33 @@ CONFIG = {
   'initializer_range': 0.2,
   'pad_token_id': 0,
 }
+LLAMA = {
+  'model_type': 'llama',
+  'architectures': ['LlamaForCausalLM'],
+  'vocab_size': 320,
+  'hidden_size': 32,
+  'num_hidden_layers': 2,
+  'num_attention_heads': 4,
+  'num_key_value_heads': 2,
+  'head_dim': 8,
+  'intermediate_size': 64,
+  'max_position_embeddings': 128,
+  'hidden_act': 'silu',
+  'rms_norm_eps': 1e-5,
+  'rope_theta': 10000.0,
+  'attention_bias': False,
+  'mlp_bias': False,
+  'initializer_range': 0.2,
+  'tie_word_embeddings': True,
+  'pad_token_id': 0,
+  'bos_token_id': 1,
+  'eos_token_id': 2,
+}
+CHAT_SPECIAL = ['<|endoftext|>', '<|im_start|>', '<|im_end|>']
+CHAT_TEMPLATE = (
+  "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>\\n' }}"
+  "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
+)
 
 
 def bert_folder(folder: pathlib.Path, **changes) -> pathlib.Path:
@@ -43,8 +69,7 @@ def bert_folder(folder: pathlib.Path, **changes) -> pathlib.Path:
   values = {**CONFIG, **changes}
   model = bert.build(bert.from_hf(values), head=Head('none'))
   flat = trees.flatten(model.initial(jax.random.key(0)))
-  tensors = {name: np.asarray(model.to_hf(ours, flat[ours])) for ours, name in model.hf_names().items()}
-  hf.save(folder, tensors, values)
+  hf.save(folder, model.tensors(flat), values)
   vocab = SPECIAL + GOOD + BAD + NEUTRAL + [f'##{c}' for c in 'abcdefghij']
   vocab += [f'[unused{i}]' for i in range(values['vocab_size'] - len(vocab))]
   (folder / 'vocab.txt').write_text('\n'.join(vocab) + '\n')
@@ -52,6 +77,45 @@ def bert_folder(folder: pathlib.Path, **changes) -> pathlib.Path:
   (folder / 'tokenizer_config.json').write_text(
     json.dumps({'tokenizer_class': 'BertTokenizer', 'do_lower_case': True, 'model_max_length': 40, **names})
   )
+  return folder
+
+
+def llama_folder(folder: pathlib.Path, **changes) -> pathlib.Path:
+  """A Llama folder: config.json, model.safetensors (tied language model), tokenizer.json with a chat template, in which
+  <|endoftext|> (0) pads, <|im_start|> (1) begins and <|im_end|> (2) ends. `changes` are of config.json."""
+  values = {**LLAMA, **changes}
+  model = llama.build(llama.from_hf(values), head=Head('lm'))
+  flat = trees.flatten(model.initial(jax.random.key(0)))
+  hf.save(folder, model.tensors(flat), values)
+  return chat_tokenizer(folder, size=values['vocab_size'])
+
+
+def chat_tokenizer(folder: pathlib.Path, *, size: int) -> pathlib.Path:
+  """A byte-level BPE of at most `size` tokens, trained on the words of `rows`; 259 are bytes and special ones."""
+  import tokenizers
+  from tokenizers import decoders, models, pre_tokenizers, trainers
+
+  tokenizer = tokenizers.Tokenizer(models.BPE())
+  tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+  tokenizer.decoder = decoders.ByteLevel()
+  trainer = trainers.BpeTrainer(
+    vocab_size=size,
+    show_progress=False,
+    special_tokens=CHAT_SPECIAL,
+    initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+  )
+  tokenizer.train_from_iterator([' '.join(GOOD + BAD + NEUTRAL), 'user assistant system'] * 4, trainer)
+  tokenizer.save(str(folder / 'tokenizer.json'))
+  values = {
+    'tokenizer_class': 'PreTrainedTokenizerFast',
+    'bos_token': CHAT_SPECIAL[1],
+    'eos_token': CHAT_SPECIAL[2],
+    'pad_token': CHAT_SPECIAL[0],
+    'unk_token': CHAT_SPECIAL[0],
+    'model_max_length': 128,
+    'chat_template': CHAT_TEMPLATE,
+  }
+  (folder / 'tokenizer_config.json').write_text(json.dumps(values))
   return folder
 
 

@@ -1,27 +1,33 @@
-"""Trains one classifier with PEFT and prints its validation metrics as one JSON line.
+"""Trains one classifier, or predictor of scores, with PEFT and prints its validation metrics as one JSON line.
 
 For the PyTorch environment (torch, transformers, peft, scikit-learn); nothing of ftlib is imported:
 
   python benchmarks/peers/peft_quality.py --model DIR --data DIR --seed 0 --epochs 2
 
+With --jobs it trains many, one after the other in this process: JSON on standard input, {"seeds": [0, 1], "jobs":
+[{"name": "a", "data": DIR, "learning_rate": 0.001, ...}]} where a job's fields are the arguments below by their names.
+A line `row {"name": ..., "results": [one a seed]}` comes as soon as a job is done.
+
 The recipe, all of it:
 
-- Data: DIR/{train,validation}.jsonl with `--text` (one column, or two with a comma) and `label`; labels are
-  numbered in sorted order. `--limit N` keeps the first N training rows after one shuffle by the seed, `--evaluate
-  N` the first N of validation. Texts are cut to `--max-length` tokens,
-  special ones included.
+- Data: DIR/{train,validation}.jsonl with `--text` (one column, or two with a comma) and `--label`; labels are
+  numbered in sorted order, or with `--regression` are scores.
+  `--limit N` keeps the first N training rows after one shuffle by the seed, `--evaluate N` the first N of validation.
+  Texts are cut to `--max-length` tokens, special ones included.
 - Order: every epoch is a new permutation, drawn from (seed, epoch); the last, smaller batch is kept. Each
   batch is padded to its longest row.
 - Model: AutoModelForSequenceClassification in float32 with the checkpoint's own dropout. LoRA on `--target`,
   scale alpha / rank, A by PEFT's default (Kaiming uniform), B zero, or what `--peft` says, the JSON of another
-  method's adapter_config.json; a new classifier is trained whole. All else is frozen.
-- Loss: mean cross-entropy over the rows of the batch. Gradients are clipped to a global norm of `--clip`.
+  method's adapter_config.json; a new classifier is trained whole. All else is frozen. `--peft '{}'` is no PEFT:
+  the whole model is trained.
+- Loss: mean cross-entropy over the rows of the batch, or the mean squared error. Gradients are
+  clipped to a global norm of `--clip`.
 - AdamW: betas 0.9 and 0.999, eps 1e-8, decay on weight matrices only. The rate rises linearly from 0 over the
   first ceil(warmup * steps) steps and falls linearly to 0 at the end, as transformers' `linear` schedule
   does: the first step has rate 0.
 - Evaluation: the final weights on the whole of validation; no checkpoint is chosen. `f1` is that of the
   second label where there are two, as in GLUE, and the macro average otherwise; `f1_macro` is always the
-  latter.
+  latter. Of scores: `pearson`, `spearman`, `mse` and `mae`.
 """
 
 from __future__ import annotations
@@ -32,32 +38,46 @@ import json
 import math
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import peft
 import torch
 import transformers
+from scipy import stats
 from sklearn import metrics
 
-Rows = list[tuple[list[int], list[int], int]]
+Rows = list[tuple[list[int], list[int], float]]
 
 
 def main() -> None:
   args = parse()
   torch.set_num_threads(args.threads)
-  torch.manual_seed(args.seed)
-  # Standard output holds the one JSON line: whatever a library says goes to standard error.
+  if not args.jobs:
+    return print(json.dumps(quietly(args)), flush=True)
+  todo = json.load(sys.stdin)
+  for job in todo['jobs']:
+    begun = time.perf_counter()
+    fields = {**job, 'data': Path(job['data']), 'peft': json.dumps(job['peft'])}
+    own = [argparse.Namespace(**{**vars(args), **fields, 'seed': seed}) for seed in todo['seeds']]
+    row = {'name': job['name'], 'results': list(map(quietly, own)), 'row_seconds': time.perf_counter() - begun}
+    print('row', json.dumps(row), flush=True)
+
+
+def quietly(args: argparse.Namespace) -> dict:
+  """The result of a run; what a library says meanwhile goes to standard error."""
   with contextlib.redirect_stdout(sys.stderr):
-    result = run(args)
-  print(json.dumps(result), flush=True)
+    return run(args)
 
 
 def parse() -> argparse.Namespace:
   parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
   parser.add_argument('--model', required=True, help='Hugging Face folder of a pretrained encoder')
-  parser.add_argument('--data', type=Path, required=True, help='folder with train and validation .jsonl')
+  parser.add_argument('--jobs', action='store_true', help='read many from standard input')
+  parser.add_argument('--data', type=Path, help='folder with train and validation .jsonl')
+  parser.add_argument('--label', default='label')
+  parser.add_argument('--regression', action='store_true', help='labels are scores')
   parser.add_argument('--seed', type=int, default=0)
   parser.add_argument('--epochs', type=int, default=2)
   parser.add_argument('--text', default='text', help='one column, or two with a comma')
@@ -79,10 +99,11 @@ def parse() -> argparse.Namespace:
 
 
 def run(args: argparse.Namespace) -> dict:
+  torch.manual_seed(args.seed)
   start = time.perf_counter()
   tokenizer = transformers.AutoTokenizer.from_pretrained(args.model)
   train, validation, labels = read_data(args, tokenizer)
-  model = build_model(args, labels)
+  model = build_model(args, max(1, len(labels)))
   steps = args.epochs * math.ceil(len(train) / args.batch_size)
   optimizer, schedule = build_optimizer(args, model, steps=steps)
   losses = []
@@ -109,10 +130,11 @@ def run(args: argparse.Namespace) -> dict:
 
 
 def read_data(args: argparse.Namespace, tokenizer) -> tuple[Rows, Rows, list[str]]:
-  """Tokenized training and validation rows and the label names in the order of their numbers."""
+  """Tokenized training and validation rows and the label names in the order of their numbers, none of scores."""
   train = read_jsonl(args.data / 'train.jsonl')
   validation = read_jsonl(args.data / 'validation.jsonl')
-  labels = sorted({str(row['label']) for row in train})
+  labels = [] if args.regression else sorted({str(row[args.label]) for row in train})
+  target = (lambda row: float(row[args.label])) if args.regression else (lambda row: labels.index(str(row[args.label])))
   if args.limit:
     order = np.random.default_rng(args.seed).permutation(len(train))
     train = [train[i] for i in order[: args.limit]]
@@ -121,7 +143,7 @@ def read_data(args: argparse.Namespace, tokenizer) -> tuple[Rows, Rows, list[str
     texts = [[row[column] for row in rows] for column in args.text.split(',')]
     encoded = tokenizer(*texts, truncation=True, max_length=args.max_length)
     pieces = zip(encoded['input_ids'], encoded['token_type_ids'], rows, strict=True)
-    return [(tokens, types, labels.index(str(row['label']))) for tokens, types, row in pieces]
+    return [(tokens, types, target(row)) for tokens, types, row in pieces]
 
   return encode(train), encode(validation[: args.evaluate]), labels
 
@@ -130,10 +152,12 @@ def read_jsonl(path: Path) -> list[dict]:
   return [json.loads(line) for line in path.read_text(encoding='utf-8').splitlines() if line.strip()]
 
 
-def build_model(args: argparse.Namespace, labels: Sequence[str]) -> torch.nn.Module:
+def build_model(args: argparse.Namespace, outputs: int) -> torch.nn.Module:
   base = transformers.AutoModelForSequenceClassification.from_pretrained(
-    args.model, num_labels=len(labels), dtype=torch.float32
+    args.model, num_labels=outputs, dtype=torch.float32
   )
+  if args.peft == '{}':
+    return base
   sizes = {'r': args.rank, 'lora_alpha': args.alpha, 'lora_dropout': args.lora_dropout}
   fields = {'peft_type': 'LORA', 'target_modules': args.target.split(','), **sizes}
   # task_type SEQ_CLS makes PEFT train modules named `classifier` or `score` whole.
@@ -195,10 +219,11 @@ def report(losses: list[float], *, steps: int) -> None:
 def evaluate(model: torch.nn.Module, rows: Rows, tokenizer, *, batch_size: int) -> dict[str, float]:
   """Metrics of the model as it stands, over all rows."""
   model.eval()
-  guesses = []
-  for i in range(0, len(rows), batch_size):
-    guesses += model(**collate(rows[i : i + batch_size], tokenizer)).logits.argmax(-1).tolist()
-  truth = [label for _, _, label in rows]
+  logits = [model(**collate(rows[i : i + batch_size], tokenizer)).logits for i in range(0, len(rows), batch_size)]
+  logits, truth = torch.cat(logits).numpy(), np.array([label for _, _, label in rows])
+  if logits.shape[1] == 1:
+    return of_scores(truth, logits[:, 0])
+  guesses = logits.argmax(-1)
   macro = metrics.f1_score(truth, guesses, average='macro')
   binary = model.config.num_labels == 2
   return {
@@ -206,6 +231,15 @@ def evaluate(model: torch.nn.Module, rows: Rows, tokenizer, *, batch_size: int) 
     'f1': metrics.f1_score(truth, guesses) if binary else macro,
     'f1_macro': macro,
     'mcc': metrics.matthews_corrcoef(truth, guesses),
+  }
+
+
+def of_scores(truth: np.ndarray, guesses: np.ndarray) -> dict[str, float]:
+  return {
+    'pearson': float(stats.pearsonr(truth, guesses).statistic),
+    'spearman': float(stats.spearmanr(truth, guesses).statistic),
+    'mse': float(np.mean((truth - guesses) ** 2)),
+    'mae': float(np.mean(np.abs(truth - guesses))),
   }
 
 

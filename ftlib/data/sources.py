@@ -7,7 +7,8 @@
 * `tfds:glue/sst2` - a data set of TensorFlow Datasets, as TFDS spells it: `NAME[/CONFIG][:VERSION]`;
 * `hf:stanfordnlp/imdb`, `hf:nyu-mll/glue:sst2` - one of the Hugging Face hub: `[OWNER/]NAME[:CONFIG]`, always with a
   colon before the configuration, since the name itself may hold a slash;
-* `package:NAME/path/inside` - a folder or file that an installed Python package ships; the package is not imported.
+* `package:NAME/path/inside` - a folder or file that an installed Python package ships; the package is not imported;
+* a folder of nothing but .yml files with a list `conversations` (`ftlib/data/dialogues.py`), one split called `all`.
 
 EXT is jsonl, json (a list of objects, or one object a line), csv, tsv or parquet, each also as .gz, .bz2, .xz, .zst.
 """
@@ -16,7 +17,6 @@ from __future__ import annotations
 
 import array
 import bz2
-import contextlib
 import csv
 import dataclasses
 import functools
@@ -28,21 +28,17 @@ import json
 import lzma
 import os
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 from ftlib.base.errors import InputError, did_you_mean, listing
+from ftlib.data import dialogues, hubs
 
 EXTENSIONS = ('.jsonl', '.json', '.csv', '.tsv', '.parquet')
 COMPRESSIONS = ('.gz', '.bz2', '.xz', '.zst')
 SPLITS = {'train': 'train', 'test': 'test'} | dict.fromkeys(('validation', 'valid', 'val', 'dev'), 'validation')
 _KNOWN = f'{" ".join(EXTENSIONS)} (also compressed: {" ".join(COMPRESSIONS)})'
-_HUBS = {
-  'tfds': 'Write tfds:NAME[/CONFIG][:VERSION], as in tfds:glue/sst2.',
-  'hf': 'Write hf:[OWNER/]NAME[:CONFIG], as in hf:stanfordnlp/imdb or hf:nyu-mll/glue:sst2.',
-}
-_SAMPLED = 256  # rows of a hub's split that enter its fingerprint, beside name, version and row count
 _Parsed = tuple[list[dict[str, Any]], Sequence[int]]  # rows, and the number of each in its file
 
 
@@ -52,7 +48,7 @@ class Rows(Sequence[dict]):
 
   rows: list[dict[str, Any]] = dataclasses.field(repr=False)
   name: str  # of the split, or of the file where that was read alone
-  file: str
+  file: str  # its path as the user gave it
   at: Sequence[int] = dataclasses.field(repr=False)  # each row's line, or its number from 1 where there are no lines
   unit: str = ':'
 
@@ -66,7 +62,7 @@ class Rows(Sequence[dict]):
     return subset(self, range(len(self))[i]) if isinstance(i, slice) else self.rows[i]
 
   def where(self, i: int) -> str:
-    """`'train.jsonl:17'`, or `'train.parquet row 17'` where the format has no lines."""
+    """`'DIR/train.jsonl:17'`, or `'DIR/train.parquet row 17'` where the format has no lines."""
     return f'{self.file}{self.unit}{self.at[i]}'
 
   @functools.cached_property
@@ -93,17 +89,20 @@ def subset(rows: Rows, indices: Iterable[int], *, name: str = '') -> Rows:
 
 def read(path: str, *, encoding: str = 'utf-8') -> Rows:
   """The rows of one file. Raises `InputError` with file and line for whatever is wrong with it."""
-  return _read(_existing(path), encoding, name=Path(path).name)[0]
+  return _read(_existing(path), path, encoding, name=Path(path).name)[0]
 
 
 def open_source(path: str, *, encoding: str = 'utf-8') -> Source:
   """All splits of a folder, file or hub data set (see the module's docstring for the spellings of `path`)."""
   scheme, _, rest = path.partition(':')
-  if scheme in _HUBS:
+  if scheme in hubs.SPELLING:
     return _hub(scheme, rest)
   place = _in_package(rest) if scheme == 'package' else _existing(path)
-  files = _split_files(place) if place.is_dir() else {'all': place}
-  parts = {split: _read(file, encoding, name=split) for split, file in files.items()}
+  if place.is_dir() and (corpus := dialogues.files(place)) and not any(_extension(f)[1] for f in place.iterdir()):
+    rows, digest = dialogues.read(corpus, path)
+    return Source({'all': Rows(rows, 'all', path, range(1, len(rows) + 1), ' conversation ')}, {}, digest)
+  files = {s: (f, os.path.join(path, f.name)) for s, f in _split_files(place).items()} if place.is_dir() else {}
+  parts = {split: _read(*f, encoding, name=split) for split, f in (files or {'all': (place, path)}).items()}
   known = ''.join(f'{split} {digest}\n' for split, (_, digest) in sorted(parts.items()))
   return Source({split: rows for split, (rows, _) in parts.items()}, {}, hashlib.sha256(known.encode()).hexdigest())
 
@@ -160,11 +159,11 @@ def _split_files(folder: Path) -> dict[str, Path]:
   return {split: found[split] for split in ('train', 'validation', 'test') if split in found}
 
 
-def _read(file: Path, encoding: str, *, name: str) -> tuple[Rows, str]:
-  """(rows, hash of the unpacked content and of how it is read)."""
+def _read(file: Path, shown: str, encoding: str, *, name: str) -> tuple[Rows, str]:
+  """(rows, hash of the unpacked content and of how it is read); `shown` is how messages name the file."""
   _, extension = _extension(file)
   if not extension:
-    raise InputError(f'{file}: its extension is none of those that are read: {_KNOWN}')
+    raise InputError(f'{shown}: its extension is none of those that are read: {_KNOWN}')
   parse = {
     '.jsonl': _jsonl,
     '.json': _json,
@@ -172,18 +171,18 @@ def _read(file: Path, encoding: str, *, name: str) -> tuple[Rows, str]:
     '.tsv': functools.partial(_table, separator='\t'),
     '.parquet': _parquet,
   }[extension]
-  data = _bytes(file)
+  data = _bytes(file, shown)
   if not data.strip():
-    raise InputError(f'{file}: is empty')
-  content = data if extension == '.parquet' else _decode(data, str(file), encoding)
-  rows, at = parse(content, str(file))
+    raise InputError(f'{shown}: is empty')
+  content = data if extension == '.parquet' else _decode(data, shown, encoding)
+  rows, at = parse(content, shown)
   if not rows:
-    raise InputError(f'{file}: holds no rows')
+    raise InputError(f'{shown}: holds no rows')
   digest = hashlib.sha256(extension.encode() + (data if content is data else content.encode())).hexdigest()
-  return Rows(rows, name, file.name, at, ' row ' if isinstance(at, range) else ':'), digest
+  return Rows(rows, name, shown, at, ' row ' if isinstance(at, range) else ':'), digest
 
 
-def _bytes(file: Path) -> bytes:
+def _bytes(file: Path, shown: str) -> bytes:
   """The content, unpacked."""
   kind = file.suffix.lower()
   try:
@@ -195,7 +194,7 @@ def _bytes(file: Path) -> bytes:
     return {'.gz': gzip.decompress, '.bz2': bz2.decompress, '.xz': lzma.decompress}.get(kind, bytes)(raw)
   except Exception as e:  # each of these libraries has its own kinds
     kinds = f' as {kind}' if kind in COMPRESSIONS else ''
-    raise InputError(f'{file}: cannot be read{kinds}: {e}\nA damaged or cut off file has to be fetched again.') from e
+    raise InputError(f'{shown}: cannot be read{kinds}: {e}\nA damaged or cut off file has to be fetched again.') from e
 
 
 def _decode(data: bytes, file: str, encoding: str) -> str:
@@ -343,58 +342,10 @@ def _parquet(data: bytes, file: str) -> _Parsed:
   return rows, range(1, len(rows) + 1)
 
 
-def _tfds(name: str) -> tuple[str, Mapping[str, Any], Mapping[str, Any], type]:
-  import tensorflow_datasets as tfds
-
-  with contextlib.suppress(ImportError):  # without TensorFlow, TFDS stops registering before it comes to these
-    importlib.import_module('tensorflow_datasets.text')
-  try:
-    info = tfds.builder(name).info
-  except tfds.core.DatasetNotFoundError as e:
-    near = did_you_mean(re.split('[/:]', name)[0], tfds.list_builders(with_community_datasets=False))
-    raise ValueError(f'TFDS has no such data set{near}') from e
-  return info.full_name, tfds.data_source(name), info.features, tfds.features.ClassLabel
-
-
-def _hugging_face(name: str) -> tuple[str, Mapping[str, Any], Mapping[str, Any], type]:
-  import datasets
-
-  name, _, config = name.partition(':')
-  parts = datasets.load_dataset(name, config or None)
-  first = next(iter(parts.values()))
-  return str(first.info.version), parts, first.features, datasets.ClassLabel
-
-
 def _hub(scheme: str, name: str) -> Source:
   path, splits = f'{scheme}:{name}', {}
-  try:
-    version, parts, features, kind = _tfds(name) if scheme == 'tfds' else _hugging_face(name)
-    inner = {column: getattr(f, 'feature', f) for column, f in features.items()}  # also of sequences of labels
-    labels = {column: list(f.names) for column, f in inner.items() if isinstance(f, kind)}
-    for split, examples in sorted(parts.items()):
-      rows = [{c: _plain(v, labels.get(c)) for c, v in example.items()} for example in examples]
-      known = split if SPLITS.get(split) in parts else SPLITS.get(split, split)
-      splits[known] = Rows(rows, known, f'{path} {split}', range(1, len(rows) + 1), ' row ')
-  except ModuleNotFoundError as e:
-    package = "'ftlib[hf]'" if scheme == 'hf' else e.name
-    raise InputError(f'{path}: needs the library {e.name}\nRun pip install {package}.') from e
-  except Exception as e:  # whatever the hub's library, its builders or the network raise
-    raise InputError(f'{path}: {" ".join(str(e).split())[:400] or type(e).__name__}\n{_HUBS[scheme]}') from e
-  sampled = {split: [len(rows), rows.rows[:: max(1, len(rows) // _SAMPLED)]] for split, rows in splits.items()}
-  known = json.dumps([path, version, sampled], sort_keys=True, default=repr)
-  return Source(splits, labels, hashlib.sha256(known.encode()).hexdigest())
-
-
-def _plain(value: Any, names: list[str] | None) -> Any:
-  """Python values of what a hub gives: text for bytes, the class name for its number, None for a hidden label."""
-  if hasattr(value, 'tolist'):  # numpy arrays and scalars
-    value = value.tolist()
-  if isinstance(value, bytes):
-    return value.decode()
-  if isinstance(value, list):
-    return [_plain(v, names) for v in value]
-  if isinstance(value, dict):
-    return {k: _plain(v, None) for k, v in value.items()}
-  if names is None or value is None:
-    return value
-  return names[value] if value >= 0 else None
+  found, labels, digest = hubs.read(scheme, name)
+  for split, rows in found.items():
+    known = split if SPLITS.get(split) in found else SPLITS.get(split, split)
+    splits[known] = Rows(rows, known, f'{path} {split}', range(1, len(rows) + 1), ' row ')
+  return Source(splits, labels, digest)

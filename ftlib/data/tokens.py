@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from ftlib.base.errors import InputError
+from ftlib.data import gguf_tokenizer
 
 _CHUNK = 1024
 _VOCABULARIES = ('tokenizer.json', 'vocab.txt', 'vocab.json', '*.model')
@@ -36,8 +37,9 @@ class Tokens:
     return np.diff(self.offsets)
 
 
-def load(folder: pathlib.Path) -> Any:
-  """The fast tokenizer of a model folder."""
+def load(source: pathlib.Path) -> Any:
+  """The fast tokenizer of a model folder or a GGUF file. One without a padding token pads with its end of text: no mask
+  here goes by the padding's id. Raises `InputError`."""
   import os
 
   os.environ.setdefault('TOKENIZERS_PARALLELISM', 'true')
@@ -45,6 +47,19 @@ def load(folder: pathlib.Path) -> Any:
   import transformers
 
   transformers.logging.set_verbosity_error()
+  tokenizer = gguf_tokenizer.load(source) if source.suffix == '.gguf' else _of_folder(source)
+  if tokenizer.pad_token_id is None and tokenizer.eos_token_id is not None:
+    tokenizer.pad_token = tokenizer.eos_token
+  if tokenizer.pad_token_id is None:
+    raise InputError(f'{source}: the tokenizer has no padding token')
+  tokenizer.backend_tokenizer.no_truncation()  # some files (all-MiniLM-L6-v2's) have both switched on
+  tokenizer.backend_tokenizer.no_padding()
+  return tokenizer
+
+
+def _of_folder(folder: pathlib.Path) -> Any:
+  import transformers
+
   if not any(next(folder.glob(pattern), None) for pattern in _VOCABULARIES):  # transformers would make an empty one
     raise InputError(
       f'{folder} holds no tokenizer: none of {", ".join(_VOCABULARIES)}; copy them from the model that it was made from'
@@ -56,10 +71,6 @@ def load(folder: pathlib.Path) -> Any:
     raise InputError(f'{folder}: the tokenizer cannot be loaded: {first}') from e
   if not getattr(tokenizer, 'is_fast', False):
     raise InputError(f'{folder}: only fast tokenizers (tokenizer.json, vocab.txt) are supported')
-  if tokenizer.pad_token_id is None:
-    raise InputError(f'{folder}: the tokenizer has no padding token')
-  tokenizer.backend_tokenizer.no_truncation()  # some files (all-MiniLM-L6-v2's) have both switched on
-  tokenizer.backend_tokenizer.no_padding()
   return tokenizer
 
 
@@ -96,6 +107,26 @@ def encode(tokenizer: Any, texts: Sequence[str], pairs: Sequence[str] | None, *,
 def _call(tokenizer: Any, a: list[str], b: list[str] | None, **options: Any) -> dict[str, list[list[int]]]:
   out = tokenizer(a, b, return_attention_mask=False, split_special_tokens=True, **options)
   return {k: list(v) for k, v in out.items() if k in ('input_ids', 'token_type_ids')}
+
+
+def frame(tokenizer: Any) -> tuple[list[int], int]:
+  """(the ids that the tokenizer puts in front of a text, that of the token which ends one). Raises `InputError`."""
+  if tokenizer.eos_token_id is None:
+    raise InputError(
+      'the tokenizer has no token that ends a text (eos_token), so a model trained with it would never stop\n'
+      'Name one as "eos_token" in its tokenizer_config.json.'
+    )
+  added = tokenizer('')['input_ids']
+  return [i for i in added[:1] if i == tokenizer.bos_token_id], tokenizer.eos_token_id
+
+
+def check_vocabulary(tokenizer: Any, *, vocab: int, where: str) -> None:
+  """Every token of the tokenizer has an embedding, or an `InputError`; more embeddings than tokens are common."""
+  if len(tokenizer) > vocab:
+    raise InputError(
+      f'{where}: the tokenizer has {len(tokenizer)} tokens, the model {vocab} embeddings; one of them is of another '
+      'model, or tokens were added to the tokenizer alone'
+    )
 
 
 def check_ids(tokens: Tokens, *, vocab: int, types: int, where: str) -> None:

@@ -1,4 +1,6 @@
-"""Classification metrics on the host: numpy in, plain Python numbers out, ready for JSON.
+"""Metrics on the host: numpy in, plain Python numbers out, ready for JSON.
+
+`classification_names` and `REGRESSION` say which scalars there are: {name: whether higher is better}.
 
 Shapes: N examples, C classes. scikit-learn computes what it knows; this file fixes what it leaves to the data or
 to warnings: C comes from `names` and not from the classes that happen to occur, an undefined ratio is 0, and an
@@ -14,6 +16,8 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 SUM_TOLERANCE = 1e-3  # of a row of probabilities; float16 softmax over 50 classes stays within it
+REGRESSION = {'pearson': True, 'spearman': True, 'mse': False, 'mae': False}
+_SHARES = ('precision', 'recall', 'f1')
 
 
 def classification(labels_N: np.ndarray, probabilities_NC: np.ndarray, *, names: Sequence[str]) -> dict:
@@ -56,7 +60,7 @@ def classification(labels_N: np.ndarray, probabilities_NC: np.ndarray, *, names:
 
   metrics = {'accuracy': float(np.mean(predictions_N == labels_N))}
   for average in ('macro', 'micro'):
-    for key, value in zip(('precision', 'recall', 'f1'), scores(average)[:3]):
+    for key, value in zip(_SHARES, scores(average)[:3]):
       metrics[f'{key}_{average}'] = float(value)
   metrics['f1_weighted'] = float(scores('weighted')[2])
   metrics['mcc'] = _mcc(confusion_CC, labels_N, predictions_N, sk.matthews_corrcoef)
@@ -78,6 +82,43 @@ def classification(labels_N: np.ndarray, probabilities_NC: np.ndarray, *, names:
   }
   metrics['confusion'] = confusion_CC.tolist()
   return metrics
+
+
+def classification_names(classes: int) -> dict[str, bool]:
+  """{scalar of `classification` over so many classes: whether higher is better}."""
+  names = ['accuracy', *(f'{s}_{average}' for average in ('macro', 'micro') for s in _SHARES), 'f1_weighted', 'mcc']
+  names += ['roc_auc', 'average_precision']
+  return {**dict.fromkeys(names, True), 'log_loss': False, **dict.fromkeys(_SHARES if classes == 2 else (), True)}
+
+
+def regression(scores_N: np.ndarray, predictions_N: np.ndarray) -> dict[str, float]:
+  """`pearson` and `spearman` (of average ranks) in [-1, 1], `mse` and `mae`, in the units of the scores.
+
+  A correlation in which either side is constant is 0, as `mcc`, which is one.
+
+  Raises:
+    ValueError: there are no rows, or the two are not finite arrays [N].
+  """
+  from scipy.stats import rankdata
+
+  x_N, y_N = np.asarray(scores_N, np.float64), np.asarray(predictions_N, np.float64)
+  if x_N.ndim != 1 or x_N.shape != y_N.shape or not len(x_N):
+    raise ValueError(f'scores_N and predictions_N must be [N] with N of 1 or more, got {x_N.shape} and {y_N.shape}')
+  _refuse(~np.isfinite(x_N), x_N, 'scores_N must be finite')
+  _refuse(~np.isfinite(y_N), y_N, 'predictions_N must be finite')
+  return {
+    'pearson': _correlation(x_N, y_N),
+    'spearman': _correlation(rankdata(x_N), rankdata(y_N)),
+    'mse': float(np.mean((y_N - x_N) ** 2)),
+    'mae': float(np.mean(np.abs(y_N - x_N))),
+  }
+
+
+def _correlation(x_N: np.ndarray, y_N: np.ndarray) -> float:
+  if (x_N == x_N[0]).all() or (y_N == y_N[0]).all():
+    return 0.0
+  x_N, y_N = (v - v.mean() for v in (x_N, y_N))
+  return float(np.clip(x_N @ y_N / (np.linalg.norm(x_N) * np.linalg.norm(y_N)), -1, 1))
 
 
 def flat(metrics: Mapping) -> dict[str, float]:

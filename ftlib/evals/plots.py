@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
-from ftlib.evals import report_data
+from ftlib.evals import metrics, report_data
 
 POINTS = 500  # of a line; more cannot be told apart at the width of a page
 DOTS = 250  # each is an SVG element of its own
@@ -107,6 +107,27 @@ def short(name: object, limit: int = 22) -> str:
 def loss(history: Mapping[str, Sequence[Mapping]]) -> Chart | None:
   """Training loss, raw and smoothed, and the loss on every evaluated split, over steps."""
   curves = {split: report_data.series(rows, 'loss') for split, rows in history.items()}
+  return _curves(curves, 'loss')
+
+
+def perplexity(history: Mapping[str, Sequence[Mapping]], best: Mapping) -> Chart | None:
+  """Perplexity over steps: on evaluated splits as logged, in training exp(loss). None where no split has one.
+
+  The best step of `best` is marked if perplexity is what chose it.
+  """
+  curves = {split: report_data.series(rows, 'perplexity') for split, rows in _evaluated(history).items()}
+  if not any(len(steps) for steps, _ in curves.values()):
+    return None
+  steps, losses = report_data.series(history.get('train', ()), 'loss')
+  curves = {'train': (steps, np.exp(np.minimum(losses, 30))), **curves}
+  chose = str(best.get('name') or '').rpartition('/')[2] == 'perplexity'
+  return _curves(curves, 'perplexity', best=report_data.number(best.get('step')) if chose else None)
+
+
+def _curves(
+  curves: Mapping[str, tuple[np.ndarray, np.ndarray]], name: str, *, best: float | None = None
+) -> Chart | None:
+  """{split: (steps, values)} as one chart, the training's smoothed; None where all are empty."""
   curves = {split: curve for split, curve in curves.items() if len(curve[0])}
   if not curves:
     return None
@@ -119,15 +140,20 @@ def loss(history: Mapping[str, Sequence[Mapping]]) -> Chart | None:
       style = {'marker': 'o', 'markersize': 4.5} if len(keep) <= 40 else {}
       axes.plot(steps[keep], values[keep], color=color, label=short(split), **style)
       heights.append(values)
-    _fit_loss(axes, np.concatenate(heights))
-    axes.set(xlabel='step', ylabel='loss')
+    heights = np.concatenate(heights)
+    _fit_log(axes, heights) if name == 'perplexity' and heights.max() > 20 * heights.min() else _fit_loss(axes, heights)
+    if best is not None:
+      axes.axvline(best, color=SOFT, linewidth=0.9, linestyle=(0, (3, 3)), zorder=1.5)
+    axes.set(xlabel='step', ylabel=name)
     axes.legend(loc='upper right')
 
   ends = [
     f'{split} from {v[0]:.4g} at step {s[0]:g} to {v[-1]:.4g} at step {s[-1]:g}' for split, (s, v) in curves.items()
   ]
-  note = 'Line: moving average; dots: logged steps.' if len(curves.get('train', ([], []))[0]) >= 10 else ''
-  return Chart('Loss', render('loss', paint), 'Loss over steps: ' + '; '.join(ends) + '.', note)
+  notes = ['Line: moving average; dots: logged steps.'] if len(curves.get('train', ([], []))[0]) >= 10 else []
+  notes += [f'Dashed line: the best checkpoint, step {best:g}.'] if best is not None else []
+  title = name.capitalize()
+  return Chart(title, render(name, paint), f'{title} over steps: ' + '; '.join(ends) + '.', ' '.join(notes))
 
 
 def metric(history: Mapping[str, Sequence[Mapping]], best: Mapping) -> Chart | None:
@@ -153,7 +179,7 @@ def metric(history: Mapping[str, Sequence[Mapping]], best: Mapping) -> Chart | N
   ]
   best_step = report_data.number(best.get('step'))
   if best_step is None:
-    lower = 'loss' in main or main == 'perplexity'
+    lower = 'loss' in main or main in _LOWER
     best_step = steps[values.argmin() if lower else values.argmax()]
   at_best = np.interp(best_step, steps, values)
 
@@ -202,7 +228,8 @@ def trace(history: Mapping[str, Sequence[Mapping]], key: str, *, title: str, smo
   return Chart(title, render(key, paint), alt)
 
 
-_PREFERRED = ('accuracy', 'f1_macro', 'mcc', 'f1', 'roc_auc', 'exact_match')
+_PREFERRED = ('accuracy', 'f1_macro', 'mcc', 'f1', 'roc_auc', 'exact_match', 'pearson')
+_LOWER = {'perplexity', *(name for name, higher in metrics.REGRESSION.items() if not higher)}
 _NOT_METRICS = {'', 'step', 'split', 'loss', 'seconds', 'tokens', 'examples', 'tokens_per_second', 'n', 'epoch'}
 
 
@@ -227,6 +254,17 @@ def _fit_loss(axes, values: np.ndarray):
   low, high = values.min(), values.max()
   pad = 0.06 * (high - low) or 0.05 * abs(high) or 0.05
   axes.set_ylim(0 if 0 <= low < high / 2 else low - pad, high + pad)
+
+
+def _fit_log(axes, values: np.ndarray):
+  """Powers of ten with 2 and 5 times them, in plain numbers: what falls from hundreds to a few stays readable."""
+  from matplotlib.ticker import LogLocator, NullFormatter
+
+  axes.set_yscale('log')
+  axes.set_ylim(values.min() / 1.1, values.max() * 1.1)
+  axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if values.max() < 1e4 * values.min() else (1,)))
+  axes.yaxis.set_major_formatter(lambda value, _: f'{value:g}')
+  axes.yaxis.set_minor_formatter(NullFormatter())
 
 
 def _tidy(number: str) -> str:

@@ -3,8 +3,8 @@
 No JavaScript, no request to anywhere: charts are inline SVG. The page is a pure function of the run folder's files, so
 the same folder gives the same bytes.
 
-`report_data` reads the folder, `plots` and `plots_classes` draw, `report_split` is the section on one evaluated split,
-`report_page` and `report_format` hold the HTML pieces and the number formats.
+`report_data` reads the folder, `plots*` draw, `report_split` is the section on one evaluated split, `report_text` those
+on what a language model says and learns, `report_page` and `report_format` hold the HTML pieces and number formats.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import pathlib
 import shlex
 from collections.abc import Mapping
 
-from ftlib.evals import plots, report_page, report_split
+from ftlib.evals import plots, report_page, report_split, report_text
 from ftlib.evals import report_format as fmt
 from ftlib.evals.report_data import Run, first, label, number, read
 from ftlib.evals.report_page import block, code, details, figure, grid, section, table, text
@@ -25,8 +25,9 @@ from ftlib.evals.report_page import block, code, details, figure, grid, section,
 def write(workdir: pathlib.Path) -> pathlib.Path:
   """Writes `workdir/report.html` from what is in `workdir` and returns its path.
 
-  Reads config.json, env.json, summary.json, metrics.jsonl and eval/<split>.json with eval/<split>_predictions.jsonl,
-  each of which may be missing. The page replaces an older one in one step: whoever reads sees the old or the new one.
+  Reads config.json, env.json, summary.json, metrics.jsonl, eval/<split>.json with eval/<split>_predictions.jsonl,
+  eval/preview.jsonl and eval/samples.jsonl, each of which may be missing. The page replaces an older one in one step:
+  whoever reads sees the old or the new one.
   """
   workdir = pathlib.Path(workdir)
   target = workdir / 'report.html'
@@ -44,12 +45,14 @@ def render(run: Run) -> str:
   """The page as HTML text."""
   best = run.summary.get('best_metric')
   best = best if isinstance(best, Mapping) else {}
-  empty = not (run.config or run.history or run.splits or run.summary)
+  empty = not (run.config or run.history or run.splits or run.summary or run.preview or run.samples)
   parts = [
     _header(run, best),
     report_page.tiles(_key_numbers(run)),
     _training(run, best),
+    report_text.samples(run.samples),
     *(report_split.render(split, slug=f's{i}') for i, split in enumerate(run.splits)),
+    report_text.preview(run.preview),
     _setup(run),
     '<section><p>This run folder holds no config, metrics or predictions yet.</p></section>' if empty else '',
     '<footer>Written by ftlib from the files of the run folder.</footer>',
@@ -93,15 +96,20 @@ def _headline(run: Run, best: Mapping) -> str:
   name = str(best.get('name') or '').rpartition('/')[2]
   split = run.splits[0] if run.splits else None
   scalars = report_split.scalars(split) if split else {}
-  key = next((key for key in (name, 'accuracy', 'f1_macro', *scalars) if key in scalars), None)
+  usual = ('perplexity',) if split and split.losses else ('accuracy', 'f1_macro')
+  key = next((key for key in (name, *usual, *scalars) if key in scalars), None)
   if key:
     value = scalars[key]
     size = f'n = {fmt.integer(split.n)}' if split.n else ''
-    spread = fmt.interval(value, split.n) if key == 'accuracy' else ''
+    spread = report_split.interval(split, key, value)
     # A number that also chose the checkpoint is a little too good; say so where it is shown.
     selected = split.name in run.history and split.checkpoint is not None and split.checkpoint == best.get('step')
     chosen = 'the split that also picked the checkpoint' if selected else ''
-    lines = [f'{label(key)} on {split.name}', ', '.join(part for part in (size, spread) if part), chosen]
+    lines = [
+      f'{report_split.named(split, key)} on {split.name}',
+      ', '.join(part for part in (size, spread) if part),
+      chosen,
+    ]
   elif number(best.get('value')) is not None:
     value = number(best['value'])
     step = f'best while training, step {best["step"]}' if best.get('step') is not None else ''
@@ -131,9 +139,13 @@ def _key_numbers(run: Run) -> list[tuple[str, str, str]]:
 
 
 def _training(run: Run, best: Mapping) -> str:
+  perplexity = plots.perplexity(run.history, best)
+  told = perplexity is not None and str(best.get('name') or '').rpartition('/')[2] == 'perplexity'
   charts = [
     plots.loss(run.history),
-    plots.metric(run.history, best),
+    perplexity,
+    None if told else plots.metric(run.history, best),
+    plots.trace(run.history, 'margin', title='Reward margin', smoothed=True),
     plots.trace(run.history, 'learning_rate', title='Learning rate', smoothed=False),
     plots.trace(run.history, 'grad_norm', title='Gradient norm', smoothed=True),
   ]

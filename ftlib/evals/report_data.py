@@ -34,6 +34,16 @@ _LABELS = {
   'loss': 'Loss',
   'perplexity': 'Perplexity',
   'exact_match': 'Exact match',
+  'pearson': 'Pearson correlation',
+  'spearman': 'Spearman correlation',
+  'mse': 'Mean squared error',
+  'mae': 'Mean absolute error',
+  'bits_per_token': 'Bits per token',
+  'bleu': 'BLEU',
+  'chrf': 'chrF',
+  'rouge1': 'ROUGE-1',
+  'rouge2': 'ROUGE-2',
+  'rougeL': 'ROUGE-L',
 }
 
 
@@ -61,10 +71,33 @@ class Judged:
 
 
 @dataclasses.dataclass(frozen=True)
+class Scored:
+  """Predictions of a regression: the N rows as read, their true scores and the predicted ones, all finite."""
+
+  rows: list[dict]
+  scores_N: np.ndarray
+  predictions_N: np.ndarray
+
+  @property
+  def errors_N(self) -> np.ndarray:
+    """Prediction minus true score."""
+    return self.predictions_N - self.scores_N
+
+
+@dataclasses.dataclass(frozen=True)
+class Valued:
+  """The N rows, as read, that hold a finite number of some name, and these numbers."""
+
+  rows: list[dict]
+  values_N: np.ndarray
+
+
+@dataclasses.dataclass(frozen=True)
 class Split:
   """One evaluated split: `eval/<name>.json` and `eval/<name>_predictions.jsonl`.
 
-  `rows` are all predictions, whatever the task; `judged` is None without those of a classifier.
+  `rows` are all predictions, whatever the task; `judged` is None without those of a classifier, `scored` without those
+  of a regression. `losses` are a language model's, one a row; `margins` those by which chosen answers are ahead.
   """
 
   name: str
@@ -74,11 +107,15 @@ class Split:
   classes: list[str]
   rows: list[dict]
   judged: Judged | None
+  scored: Scored | None
+  losses: Valued | None
+  margins: Valued | None
 
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-  """A run folder in memory. `history` is {split: rows of metrics.jsonl sorted by step, one for each step}."""
+  """A run folder in memory. `history` is {split: rows of metrics.jsonl sorted by step, one for each step}; `preview`
+  and `samples` are the rows of `eval/preview.jsonl` and `eval/samples.jsonl` (`ftlib/samples.py`)."""
 
   name: str
   config: dict
@@ -86,6 +123,8 @@ class Run:
   summary: dict
   history: dict[str, list[dict]]
   splits: list[Split]
+  preview: list[dict]
+  samples: list[dict]
   modified: float | None
   notes: list[str]
 
@@ -103,6 +142,8 @@ def read(workdir: pathlib.Path) -> Run:
     summary=summary,
     history=_history(_rows(log, notes)),
     splits=_splits(workdir / 'eval', notes),
+    preview=list(_rows(workdir / 'eval' / 'preview.jsonl', notes)),
+    samples=list(_rows(workdir / 'eval' / 'samples.jsonl', notes)),
     modified=stamps[0] if stamps else None,
     notes=notes,
   )
@@ -221,7 +262,26 @@ def _split(folder: pathlib.Path, name: str, suffix: str, notes: list[str]) -> Sp
     classes=classes,
     rows=rows,
     judged=_judged(rows, classes),
+    scored=None if classes else _scored(rows),
+    losses=None if classes else _valued(rows, 'loss'),
+    margins=None if classes else _valued(rows, 'margin'),
   )
+
+
+def _valued(rows: list[dict], key: str) -> Valued | None:
+  pairs = [(row, number(row.get(key))) for row in rows]
+  pairs = [pair for pair in pairs if pair[1] is not None]
+  return Valued([row for row, _ in pairs], np.array([value for _, value in pairs])) if pairs else None
+
+
+def _scored(rows: list[dict]) -> Scored | None:
+  """The rows whose label and prediction are finite numbers."""
+  pairs = [(row, number(row.get('label')), number(row.get('prediction'))) for row in rows]
+  pairs = [pair for pair in pairs if None not in pair[1:]]
+  if not pairs:
+    return None
+  kept, scores, predictions = zip(*pairs)
+  return Scored([*kept], np.array(scores), np.array(predictions))
 
 
 def _judged(rows: list[dict], classes: list[str]) -> Judged | None:

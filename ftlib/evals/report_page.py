@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import html
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from ftlib.evals import plots
+from ftlib.evals import report_format as fmt
 from ftlib.evals.report_data import clean
+
+LONG = 420  # characters of an example's text; the rest is in the predictions file
 
 
 def text(value: object) -> str:
@@ -110,6 +113,19 @@ def example_table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
   return table(head, labelled, kind='examples')
 
 
+def cut(value: object) -> str:
+  """A value of an example as text of at most `LONG` characters, a dash for None."""
+  value = fmt.plain(value) if value is not None else '–'
+  return text(value if len(value) <= LONG else value[: LONG - 1].rstrip() + '…')
+
+
+def shown(row: Mapping) -> str:
+  """What an example asks, with its second text, if it has one, and its id."""
+  pair = f'<span class="pair" dir="auto">{cut(row["pair"])}</span>' if row.get('pair') is not None else ''
+  identity = f'<span class="id">{cut(row["id"])}</span>' if row.get('id') is not None else ''
+  return f'<span dir="auto">{cut(row.get("text", row.get("prompt", "")))}</span>{pair}{identity}'
+
+
 def bar(share: float) -> str:
   """A number in [0, 1] with a bar under it; values outside keep a full or empty bar."""
   width = 100 * min(max(share, 0.0), 1.0)
@@ -186,6 +202,16 @@ no-repeat,linear-gradient(var(--line),var(--line)) left bottom/100% 3px no-repea
 .pairs th:nth-child(2){text-align:left}
 .examples .pair{display:block;margin-top:6px;padding-left:12px;border-left:3px solid var(--line)}
 .examples .id{display:block;margin-top:2px;color:var(--soft);font-size:.78rem}
+.said .examples span[dir]{white-space:pre-wrap}
+.said .examples tbody th{width:auto;min-width:12em}
+.sample{margin:0 0 28px;padding:0 0 4px}
+.sample .asked{white-space:pre-wrap;overflow-wrap:anywhere;margin:0 0 12px}
+.sides{display:grid;grid-template-columns:repeat(auto-fit,minmax(220px,1fr));gap:12px;margin:0}
+.sides div{background:var(--wash);border-radius:8px;padding:10px 14px;min-width:0}
+.sides .new{box-shadow:inset 3px 0 0 var(--blue)}
+.sides dt,.sample .id{color:var(--soft);font-size:.8rem}
+.sides dd{margin:2px 0 0;white-space:pre-wrap;overflow-wrap:anywhere;font-size:.9rem;line-height:1.45}
+mark{background:#cfe6d8;color:inherit;border-radius:2px;-webkit-print-color-adjust:exact;print-color-adjust:exact}
 .wrong{color:var(--rust);font-weight:600}
 .right{color:var(--good);font-weight:600}
 .counts td,.counts th{padding:3px 6px;font-size:.78rem;text-align:right}

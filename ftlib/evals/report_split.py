@@ -9,12 +9,24 @@ from collections.abc import Iterable, Mapping
 
 import numpy as np
 
-from ftlib.evals import metrics, plots_classes
+from ftlib.evals import metrics, plots_classes, plots_scores, plots_text, report_text
 from ftlib.evals import report_format as fmt
-from ftlib.evals.report_data import Judged, Split, label, number
-from ftlib.evals.report_page import bar, block, details, example_table, figure, grid, section, stack, table, text, word
+from ftlib.evals.report_data import Judged, Scored, Split, label, number
+from ftlib.evals.report_page import (
+  bar,
+  block,
+  details,
+  example_table,
+  figure,
+  grid,
+  section,
+  shown,
+  stack,
+  table,
+  text,
+  word,
+)
 
-LONG = 420  # characters of an example's text; the rest is in the predictions file
 WORST, BEST = 12, 6  # examples shown of the mistakes, and of each other kind
 
 
@@ -47,7 +59,7 @@ def render(split: Split, *, slug: str) -> str:
       *_charts(split, slug),
     ),
     counts,
-    _examples(split) if split.judged else _samples(split),
+    _examples(split) if split.judged else _worst(split.scored) if split.scored else report_text.rows(split),
     anchor=f'{slug}-results',
     lead=', '.join(fact for fact in facts if fact),
   )
@@ -56,6 +68,16 @@ def render(split: Split, *, slug: str) -> str:
 def scalars(split: Split) -> dict[str, float]:
   """The split's metrics that are one finite number."""
   return {key: value for key, value in metrics.flat(split.metrics).items() if number(value) is not None}
+
+
+def named(split: Split, key: str) -> str:
+  """A metric's name: of a language model, what is accurate are its tokens."""
+  return 'Token accuracy' if key == 'accuracy' and split.losses else label(key)
+
+
+def interval(split: Split, key: str, value: float) -> str:
+  """In words, the interval of a share of the examples; '' for any other metric, as a share of tokens."""
+  return fmt.interval(value, split.n) if key == 'accuracy' and not split.losses else ''
 
 
 def confusion(split: Split) -> np.ndarray | None:
@@ -71,6 +93,12 @@ def confusion(split: Split) -> np.ndarray | None:
 
 
 def _charts(split: Split, slug: str) -> list[str]:
+  if split.scored is not None:
+    return [figure(chart(split.scored, slug=slug)) for chart in (plots_scores.scatter, plots_scores.errors)]
+  if split.margins is not None:
+    return [figure(plots_text.margins(split.margins, slug=slug))]
+  if split.losses is not None:
+    return [figure(plots_text.losses(split.losses, slug=slug))]
   if split.judged is None:
     return []
   return [
@@ -87,11 +115,11 @@ def _metric_table(split: Split) -> str:
   rows = []
   for key, value in split.metrics.items():
     if key in values and key not in redundant:
-      spread = fmt.interval(values[key], split.n) if key == 'accuracy' else ''
+      spread = interval(split, key, values[key])
       aside = f'<span class="aside">{text(spread)}</span>' if spread else ''
       # What is not averaged over classes is that of the positive one; which that is, the reader cannot guess.
       of = f' ({split.classes[1]})' if key in ('precision', 'recall', 'f1') and len(split.classes) == 2 else ''
-      rows.append((text(label(key) + of) + aside, fmt.decimal(values[key])))
+      rows.append((text(named(split, key) + of) + aside, fmt.decimal(values[key])))
     elif value is None:
       rows.append((text(label(key)), '<span class="aside">not defined</span>'))
   return table(('Metric', 'Value'), rows)
@@ -178,23 +206,20 @@ def _judged_table(judged: Judged, classes: list[str], indices: Iterable[int]) ->
     verdict = 'right' if true == predicted else 'wrong'
     p_predicted, p_true = judged.probabilities_NC[i, predicted], judged.probabilities_NC[i, true]
     name = f'<span class="{verdict}">{word(classes[predicted])}</span>'
-    rows.append((_shown(judged.rows[i]), word(classes[true]), name, f'{p_predicted:.3f}', f'{p_true:.3f}'))
+    rows.append((shown(judged.rows[i]), word(classes[true]), name, f'{p_predicted:.3f}', f'{p_true:.3f}'))
   return example_table(head, rows)
 
 
-def _samples(split: Split) -> str:
-  """The first predictions of a task that has no classes."""
-  rows = [(_shown(row), _cut(row.get('label')), _cut(row.get('prediction'))) for row in split.rows[:WORST]]
-  note = f'The first {len(rows)} of {fmt.integer(len(split.rows))}.'
-  return block('Predictions', example_table(('Text', 'Reference', 'Prediction'), rows), note=note)
+def _worst(scored: Scored) -> str:
+  """The examples whose score is furthest off, and those where it is nearest."""
+  order = np.argsort(-np.abs(scored.errors_N), kind='stable')
 
+  def examples(indices: Iterable[int]) -> str:
+    cells = lambda i: (scored.scores_N[i], scored.predictions_N[i])  # noqa: E731
+    rows = [(shown(scored.rows[i]), *map(fmt.decimal, cells(i)), f'{scored.errors_N[i]:+.3g}') for i in indices]
+    return example_table(('Text', 'True', 'Predicted', 'Error'), rows)
 
-def _shown(row: Mapping) -> str:
-  pair = f'<span class="pair" dir="auto">{_cut(row["pair"])}</span>' if row.get('pair') is not None else ''
-  identity = f'<span class="id">{_cut(row["id"])}</span>' if row.get('id') is not None else ''
-  return f'<span dir="auto">{_cut(row.get("text", ""))}</span>{pair}{identity}'
-
-
-def _cut(value: object) -> str:
-  value = fmt.plain(value) if value is not None else '–'
-  return text(value if len(value) <= LONG else value[: LONG - 1].rstrip() + '…')
+  return grid(
+    block('Worst errors', examples(order[:WORST]), kind='wide'),
+    block('Nearest', examples(order[WORST:][::-1][:BEST]), kind='wide') if len(order) > WORST else '',
+  )

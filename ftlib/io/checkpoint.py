@@ -85,7 +85,7 @@ class Checkpoints:
       raise ValueError(f'keep_last={keep_last} must be at least 1 and keep_best={keep_best} at least 0')
     self._folder = Path(folder).absolute()
     self._keep_last, self._keep_best = keep_last, keep_best
-    self._sign = 1 if higher_is_better else -1
+    self._higher_is_better = higher_is_better  # of what is saved here; a step's own is in its meta.json
     self._readonly = readonly
     self._owner = not readonly and jax.process_index() == 0  # the one that changes names in the folder
     self._thread: threading.Thread | None = None
@@ -112,7 +112,8 @@ class Checkpoints:
       raise ValueError(f'checkpoints in {self._folder} were opened readonly')
     named = leaves.named(state)
     specs = {n: leaves.spec(x) for n, x in named.items()}
-    doc = jsonable({'format': FORMAT, 'step': int(step), 'metric': metric, 'leaves': specs, 'meta': meta})
+    rank = {'metric': metric, 'higher_is_better': self._higher_is_better}
+    doc = jsonable({'format': FORMAT, 'step': int(step), **rank, 'leaves': specs, 'meta': meta})
     self._join()
     earlier, self._failure = self._failure, None
     several = jax.process_count() > 1
@@ -228,9 +229,9 @@ class Checkpoints:
     scores = {}
     for step in self.steps():
       try:
-        metric = read_json(self._folder / str(step) / 'meta.json')['metric']
-        if metric is not None:
-          scores[step] = self._sign * float(metric)
+        doc = read_json(self._folder / str(step) / 'meta.json')
+        if doc['metric'] is not None:
+          scores[step] = float(doc['metric']) * (1 if doc.get('higher_is_better', True) else -1)
       except (OSError, InputError, KeyError, TypeError, ValueError):
         continue  # corrupt, which is for `restore` to say
     return sorted(scores, key=lambda s: (-scores[s], s))

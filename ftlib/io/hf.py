@@ -22,7 +22,9 @@ import safetensors.numpy
 from ftlib.base.errors import InputError, did_you_mean, listing
 
 _FILES = ['*.json', '*.safetensors', '*.txt', '*.model', '*.jinja']
-_BUFFERS = re.compile(r'(^|\.)(position_ids|token_type_ids)$')
+_BUFFERS = re.compile(  # what models compute and old files hold nevertheless
+  r'(^|\.)(position_ids|token_type_ids|rotary_emb\.inv_freq|h\.\d+\.attn\.(masked_)?bias)$'
+)
 _OTHER_HEADS = re.compile(
   r'^(cls|lm_head|classifier|pre_classifier|qa_outputs|score|logits_proj|mlm|'
   r'vocab_(transform|layer_norm|projector)|discriminator_predictions|generator_predictions|generator_lm_head)\.'
@@ -32,16 +34,15 @@ _SAMPLE_BYTES = 1 << 28
 
 
 def resolve(pretrained: str) -> pathlib.Path:
-  """The folder of a model: a path, `package:import_name/path` (found, never imported), or a hub id (downloaded)."""
+  """The folder or GGUF file of a model: a path, `package:import_name/path` (found, never imported), or a hub id
+  (downloaded). A folder without safetensors that holds one GGUF file is that file."""
   if not pretrained:
     raise InputError('model.pretrained is empty; give a hub id, a folder or package:import_name/path')
   if pretrained.startswith('package:'):
     return _package(pretrained)
   path = pathlib.Path(pretrained).expanduser()
-  if path.is_dir():
-    return path
   if path.exists():
-    raise InputError(f'model.pretrained={pretrained!r} is a file; give the folder that holds config.json')
+    return _model(path, pretrained)
   if pretrained.startswith(('/', './', '../', '~')) or pretrained.count('/') > 1 or '\\' in pretrained:
     near = did_you_mean(path.name, [p.name for p in path.parent.iterdir()]) if path.parent.is_dir() else ''
     raise InputError(f'model.pretrained={pretrained!r}: there is no such folder{near}')
@@ -58,9 +59,28 @@ def _package(pretrained: str) -> pathlib.Path:
   if spec is None or not spec.submodule_search_locations:
     raise InputError(f'model.pretrained={pretrained!r}: no package {name!r} is installed')
   path = pathlib.Path(next(iter(spec.submodule_search_locations)), *below, inside)
-  if not path.is_dir():
+  if not path.exists():
     there = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
-    raise InputError(f'model.pretrained={pretrained!r}: {path} is no folder{did_you_mean(path.name, there)}')
+    raise InputError(
+      f'model.pretrained={pretrained!r}: {path} is no folder and no file{did_you_mean(path.name, there)}'
+    )
+  return _model(path, pretrained)
+
+
+def _model(path: pathlib.Path, pretrained: str) -> pathlib.Path:
+  """A folder, or the GGUF file that a path means."""
+  if path.is_dir():
+    files = sorted(path.glob('*.gguf'))
+    if not files or next(path.glob('*.safetensors'), None) or (path / 'model.safetensors.index.json').exists():
+      return path
+    if len(files) > 1:
+      names = listing([p.name for p in files])
+      raise InputError(f'model.pretrained={pretrained!r} holds several GGUF files; give the path of one:\n{names}')
+    return files[0]
+  if path.suffix != '.gguf':
+    raise InputError(
+      f'model.pretrained={pretrained!r} is a file; give the folder that holds config.json, or a .gguf file'
+    )
   return path
 
 
@@ -136,16 +156,21 @@ class Weights:
     """SHA-256 of the files (of samples of a file above 256 MB), independent of where the folder lies."""
     h = hashlib.sha256()
     for path in self.files:
-      size = path.stat().st_size
-      h.update(str(size).encode())
-      with path.open('rb') as f:
-        if size <= _SAMPLE_BYTES:
-          h.update(f.read())
-        else:
-          for offset in range(0, size, size // 256):
-            f.seek(offset)
-            h.update(f.read(1 << 20))
+      digest(h, path)
     return h.hexdigest()
+
+
+def digest(h: Any, path: pathlib.Path) -> None:
+  """Updates a hash with a file's size and bytes, or samples of these where the file is above 256 MB."""
+  size = path.stat().st_size
+  h.update(str(size).encode())
+  with path.open('rb') as f:
+    if size <= _SAMPLE_BYTES:
+      h.update(f.read())
+    else:
+      for offset in range(0, size, size // 256):
+        f.seek(offset)
+        h.update(f.read(1 << 20))
 
 
 def _weight_files(folder: pathlib.Path) -> list[pathlib.Path]:
@@ -199,38 +224,53 @@ class Match:
   unused: list[str]
 
 
-def match(weights: Weights, table: Mapping[str, str], shapes: Mapping[str, tuple[int, ...]], *, prefix: str) -> Match:
+def match(
+  weights: Weights,
+  table: Mapping[str, str],
+  shapes: Mapping[str, tuple[int, ...]],
+  *,
+  prefix: str,
+  tied: Mapping[str, str] | None = None,
+) -> Match:
   """Pairs our names with a folder's tensors; `table` {our name: Hugging Face name}, `shapes` {our name: HF shape}.
+
+  Several of ours may be parts of one tensor. `tied` {Hugging Face name: our name}: what a folder may hold besides if it
+  equals the tensor of our name.
 
   A base model's tensors may come with or without the `prefix` ('bert.'), and layer norms under their old names gamma
   and beta. Heads (`head/`, `mlm/`, `pooler/`) may be absent or of another shape: they are then `fresh`. Everything else
   missing, surplus, of another shape or there twice is an `InputError` with all lists.
   """
-  wanted = {hf: ours for ours, hf in table.items()}
+  wanted: dict[str, list[str]] = {}
+  for ours, hf in table.items():
+    wanted.setdefault(hf, []).append(ours)
   pairs: dict[str, str] = {}
   surplus, twice = [], []
   for key in sorted(weights.where, key=lambda k: _tied(k) != k):  # the second names of tied tensors come last
     name = re.sub(r'\.beta$', '.bias', re.sub(r'\.gamma$', '.weight', key))
     full = name if name in wanted else _tied(name) if _tied(name) in wanted else prefix + name
-    if full in wanted and wanted[full] not in pairs:
-      pairs[wanted[full]] = key
+    if full in wanted and wanted[full][0] not in pairs:
+      pairs |= dict.fromkeys(wanted[full], key)
     elif full in wanted and _tied(name) == name:
-      twice.append(f'{key} and {pairs[wanted[full]]}')
+      twice.append(f'{key} and {pairs[wanted[full][0]]}')
     elif full not in wanted and not _BUFFERS.search(name):
       surplus.append(key)
   unused = [k for k in surplus if _OTHER_HEADS.search(k.removeprefix(prefix))]
   surplus = [k for k in surplus if k not in unused]
   optional = re.compile(r'^(head|mlm|pooler)/')
-  misshapen = []
+  misshapen: dict[str, None] = {}
   for ours, key in list(pairs.items()):
     if weights.shape(key) != tuple(shapes[ours]):
       if ours.startswith('head/'):
         unused.append(pairs.pop(ours))
       else:
-        misshapen.append(f'{key} is {list(weights.shape(key))}, wanted {list(shapes[ours])}')
+        misshapen[f'{key} is {list(weights.shape(key))}, wanted {list(shapes[ours])}'] = None
+  other = [k for k, ours in (tied or {}).items() if k in weights.where and ours in pairs]
+  other = [k for k in other if not np.array_equal(weights.read(k), weights.read(pairs[tied[k]]))]
   absent = [n for n in table if n not in pairs]
-  missing = [table[n] for n in absent if not optional.search(n)]
-  problems = {'missing': missing, 'surplus': surplus, 'of another shape': misshapen, 'there under two names': twice}
+  missing = [*dict.fromkeys(table[n] for n in absent if not optional.search(n))]
+  problems = {'missing': missing, 'surplus': surplus, 'of another shape': [*misshapen], 'there under two names': twice}
+  problems['tied to another by config.json, and unlike it (tie_word_embeddings)'] = other
   if any(problems.values()):
     parts = [f'{weights.folder}: the weights do not fit the model of its config.json']
     for title, names in problems.items():
@@ -245,17 +285,42 @@ def _tied(name: str) -> str:
   return name.replace('decoder.bias', 'bias')
 
 
-def save(folder: pathlib.Path, tensors: Mapping[str, np.ndarray], config: Mapping[str, Any]) -> None:
-  """Writes `model.safetensors` and `config.json`, and reads the tensors back to compare.
+def save(
+  folder: pathlib.Path, tensors: Mapping[str, np.ndarray], config: Mapping[str, Any], *, shard_bytes: int = 5 * 10**9
+) -> None:
+  """Writes `config.json` and `model.safetensors`, or several files with an index where tensors have more than
+  `shard_bytes`, and reads the tensors back to compare.
 
   safetensors 0.8 writes arrays that are not C-contiguous wrongly (issue 825), hence the copy and the comparison.
   """
   folder.mkdir(parents=True, exist_ok=True)
-  tensors = {k: np.asarray(v, order='C') for k, v in tensors.items()}
-  path = folder / 'model.safetensors'
-  safetensors.numpy.save_file(tensors, path, metadata={'format': 'pt'})
-  back = safetensors.numpy.load_file(path)
-  wrong = [k for k in tensors if k not in back or not np.array_equal(back[k], tensors[k])]
-  if wrong:
-    raise RuntimeError(f'{path} does not read back as written:\n{listing(wrong)}')
+  shards = _shards({k: v.nbytes for k, v in tensors.items()}, shard_bytes)
+  count = len(shards)
+  names = [f'model-{i:05}-of-{count:05}.safetensors' for i in range(1, count + 1)]
+  names = names if count > 1 else ['model.safetensors']
+  for name, keys in zip(names, shards, strict=True):
+    part = {k: np.asarray(tensors[k], order='C') for k in keys}
+    safetensors.numpy.save_file(part, folder / name, metadata={'format': 'pt'})
+    back = safetensors.numpy.load_file(folder / name)
+    wrong = [k for k in part if k not in back or not np.array_equal(back[k], part[k])]
+    if wrong:
+      raise RuntimeError(f'{folder / name} does not read back as written:\n{listing(wrong)}')
+  if count > 1:
+    places = {k: name for name, keys in zip(names, shards, strict=True) for k in keys}
+    total = sum(v.nbytes for v in tensors.values())
+    index = {'metadata': {'total_size': total}, 'weight_map': dict(sorted(places.items()))}
+    (folder / 'model.safetensors.index.json').write_text(json.dumps(index, indent=2) + '\n', encoding='utf-8')
   (folder / 'config.json').write_text(json.dumps(dict(config), indent=2) + '\n', encoding='utf-8')
+
+
+def _shards(sizes: Mapping[str, int], limit: int) -> list[list[str]]:
+  """The names in their order, as many together as `limit` bytes hold; one that is larger is alone."""
+  shards: list[list[str]] = [[]]
+  used = 0
+  for name, size in sizes.items():
+    if shards[-1] and used + size > limit:
+      shards.append([])
+      used = 0
+    shards[-1].append(name)
+    used += size
+  return shards

@@ -23,10 +23,12 @@ import tqdm
 from tensorboardX import summary
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tensorboardX.record_writer import RecordWriter
+from tqdm.contrib.logging import logging_redirect_tqdm
 
 from ftlib.io.workdir import append_jsonl, truncate_jsonl
 
 _FLUSH_SECONDS = 10.0
+_LEAST_BAR = 10  # columns; a terminal with less room beside the numbers gets the numbers alone
 
 _log = logging.getLogger(__name__)
 
@@ -46,7 +48,7 @@ class Log:
     self._events: _Events | None = None
     self._warned: set[str] = set()
     self._bar: Any = None
-    self._began: tuple[int, float] | None = None  # (step, clock) of the first progress shown: compiling is not speed
+    self._open = contextlib.ExitStack()  # what the bar takes over until it is closed
     if self._on:
       self._folder.mkdir(parents=True, exist_ok=True)
 
@@ -81,25 +83,22 @@ class Log:
     loss: float | None = None,
     learning_rate: float | None = None,
     tokens_per_second: float | None = None,
+    seconds_left: float | None = None,
   ) -> None:
     """Shows that `step` is done: moves the bar, or prints a line if it is one of each `every` (or the last)."""
     if not self._on:
       return
-    now = time.monotonic()
-    self._began = self._began or (step, now)
     parts = [] if loss is None else [f'loss {loss:.4f}']
     parts += [] if learning_rate is None else [f'lr {learning_rate:.1e}']
     parts += [] if tokens_per_second is None else [f'{count(tokens_per_second)} tokens/s']
+    parts += [] if seconds_left is None or step == self._total else [f'left {clock(seconds_left)}']
     if sys.stdout.isatty():
-      if self._bar is None:
-        self._bar = tqdm.tqdm(total=self._total, initial=self._first, file=sys.stdout, dynamic_ncols=True, unit='step')
-      if parts:
-        self._bar.set_postfix_str('  '.join(parts), refresh=False)
+      first, self._bar = self._bar is None, self._bar or self._open_bar()
+      self._bar.bar_format = _fitted(step, self._total, parts, self._bar.format_dict['ncols'] or 80)
       self._bar.update(step - self._bar.n)
+      if first:
+        self._bar.refresh()
     elif step % self._every == 0 or step == self._total:
-      done, seconds = step - self._began[0], now - self._began[1]
-      if self._total and done > 0 and step < self._total:
-        parts.append(f'left {clock(seconds / done * (self._total - step))}')
       self.say('  '.join([f'step {step}/{self._total}' if self._total else f'step {step}', *parts]))
 
   def say(self, text: str) -> None:
@@ -110,9 +109,11 @@ class Log:
       print(text, flush=True)
 
   def close(self) -> None:
+    """Leaves the bar as it stands and closes the events; rows may still be written, to new ones."""
     if self._bar is not None:
       self._bar.close()
       self._bar = None
+    self._open.close()
     if self._events is not None:
       with self._tolerant('TensorBoard events'):
         self._events.close()
@@ -123,6 +124,11 @@ class Log:
 
   def __exit__(self, *exc: object) -> None:
     self.close()
+
+  def _open_bar(self) -> Any:
+    self._open.enter_context(logging_redirect_tqdm())  # a warning stands above the bar and not in it
+    start = {'total': self._total, 'initial': self._first, 'bar_format': '{desc}'}  # nothing, until it is moved
+    return tqdm.tqdm(file=sys.stdout, dynamic_ncols=True, miniters=1, **start)
 
   @property
   def _path(self) -> Path:
@@ -192,6 +198,21 @@ class _Events:
 
   def _put(self, **event: Any) -> None:
     self._file.write(Event(wall_time=time.time(), **event).SerializeToString())
+
+
+def _fitted(step: int, total: int | None, parts: list[str], columns: int) -> str:
+  """tqdm's format of one line of `columns`: a bar and all parts; in less room no bar, then fewer parts (the learning
+  rate goes first, the loss last)."""
+  head = f'{step}/{total}' if total else f'step {step}'
+  whole = '  '.join([head, *parts])
+  if total and len(whole) + len('100%|| ') + _LEAST_BAR < columns:
+    return f'{{percentage:3.0f}}%|{{bar}}| {whole}'
+  if len(whole) < columns:
+    return whole
+  parts = list(parts)
+  while parts and len(' '.join([head, *parts])) >= columns:
+    parts.pop(min(1, len(parts) - 1))
+  return ' '.join([head, *parts])
 
 
 def count(number: float) -> str:

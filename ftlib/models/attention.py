@@ -25,14 +25,46 @@ def attention(
   v_BLHK: jax.Array,
   mask_B1QL: jax.Array,
   *,
+  scale: float | None = None,
+  cap: float = 0.0,
   rate: float | jax.Array = 0.0,
   stream: Stream | None = None,
 ) -> jax.Array:
-  """Bidirectional attention: [B, L, H, K] in and out.
+  """Attention of queries [B, Q, H, K] over keys and values [B, L, G, K]: [B, Q, H, K].
 
-  `mask_B1QL` (bool, broadcastable to [B, H, Q, L]) says which key each query may see. With a stream, probabilities are
-  dropped at `rate`. Softmax is in float32.
+  Head h reads group h // (H / G) (Ainslie et al. 2023). `mask_B1QL` (bool, broadcastable to [B, H, Q, L]) says which
+  key each query may see. Scores are scaled by `scale` (1 / root of K by default) and, where
+  `cap` is not 0, held within it by tanh (Gemma 2). With a stream, probabilities are dropped at `rate`. Softmax is in
+  float32.
   """
+  queries, heads, size = q_BLHK.shape[1:]
+  groups = k_BLHK.shape[2]
+  if scale is not None:
+    q_BLHK = q_BLHK * np.asarray(scale * size**0.5, q_BLHK.dtype)
+  if heads != groups:  # the heads of a group are further queries of its one key-value head
+    q_BLHK = (
+      q_BLHK.reshape(-1, queries, groups, heads // groups, size)
+      .swapaxes(2, 3)
+      .reshape(-1, queries * heads // groups, groups, size)
+    )
+    mask_B1QL = jnp.repeat(mask_B1QL, heads // groups, axis=2) if mask_B1QL.shape[2] > 1 else mask_B1QL
+  y_BLHK = (
+    _capped(q_BLHK, k_BLHK, v_BLHK, mask_B1QL, cap, rate, stream)
+    if cap
+    else _plain(q_BLHK, k_BLHK, v_BLHK, mask_B1QL, rate, stream)
+  )
+  if heads != groups:
+    y_BLHK = y_BLHK.reshape(-1, queries, heads // groups, groups, size).swapaxes(2, 3).reshape(-1, queries, heads, size)
+  return y_BLHK
+
+
+def _capped(q, k, v, mask, cap, rate, stream):
+  s_BHQL = jnp.einsum('bqhk,blhk->bhql', q, k, preferred_element_type=jnp.float32) * np.float32(q.shape[-1] ** -0.5)
+  p_BHQL = jax.nn.softmax(jnp.where(mask, cap * jnp.tanh(s_BHQL / cap), _MASKED), axis=-1)
+  return jnp.einsum('bhql,blhk->bqhk', _drop(p_BHQL, rate, stream).astype(v.dtype), v)
+
+
+def _plain(q_BLHK, k_BLHK, v_BLHK, mask_B1QL, rate, stream):
   plain = stream is None or (isinstance(rate, int | float) and rate == 0)
   return _attend(q_BLHK, k_BLHK, v_BLHK, mask_B1QL, None if plain else jnp.float32(rate), None if plain else stream)
 
@@ -76,3 +108,17 @@ def _drop(x_BHQL, rate, stream):
 def same_segment(segments_BL: jax.Array) -> jax.Array:
   """The mask [B, 1, L, L] by which tokens see those of their own document; padding is segment 0."""
   return segments_BL[:, None, :, None] == segments_BL[:, None, None, :]
+
+
+def causal(
+  positions_BQ: jax.Array,
+  segments_BQ: jax.Array,
+  key_positions_BT: jax.Array,
+  key_segments_BT: jax.Array,
+  *,
+  window: int = 0,
+) -> jax.Array:
+  """The mask [B, 1, Q, T] by which a token sees those of its own document up to itself; `window` of them, if not 0."""
+  back_BQT = positions_BQ[:, :, None] - key_positions_BT[:, None, :]
+  seen_BQT = (segments_BQ[:, :, None] == key_segments_BT[:, None, :]) & (back_BQT >= 0)
+  return (seen_BQT & (back_BQT < window) if window else seen_BQT)[:, None]

@@ -56,7 +56,9 @@ class Config:
     return self.positions - self.position_offset
 
 
-MODEL_TYPES = {'bert': 'BertForSequenceClassification'}  # model_type -> what an export is loaded as
+MODEL_TYPES = {  # model_type -> what an export is loaded as, by the head
+  'bert': {'classify': 'BertForSequenceClassification'},
+}
 USED = {  # Hugging Face key -> field
   'vocab_size': 'vocab',
   'hidden_size': 'embed',
@@ -130,6 +132,10 @@ def checked(config: type[Config], got: dict[str, Any], where: str) -> Config:
 
 def build(config: Config, *, head: Head, hf: Mapping[str, str] = TABLE, **options: Any) -> Model:
   """The model with a head; `options` are `Model`'s (`compute`, `remat`, `dropout_bits`)."""
+  if head.pooling == 'last':
+    raise InputError(
+      "the last token of an encoder's row stands for nothing but its end; set task.pooling to cls or mean"
+    )
   blocks = tuple(Block(config) for _ in range(config.layers))
   return Model(config=config, trunk=Trunk(config, head), blocks=blocks, hf=hf, **options)
 
@@ -141,6 +147,10 @@ class Context(NamedTuple):
   segments_BL: jax.Array
   prompt: int = 0
   shared: Any = None
+
+  def layer(self, i: Any) -> Context:
+    """The context of layer i: the same for all."""
+    return self
 
 
 class Attention(nnx.Module):

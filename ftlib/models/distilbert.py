@@ -10,7 +10,9 @@ from ftlib.models import bert, hf_config
 from ftlib.models.bert import Config
 from ftlib.models.model import Model
 
-MODEL_TYPES = {'distilbert': 'DistilBertForSequenceClassification'}  # model_type -> what an export is loaded as
+MODEL_TYPES = {  # model_type -> what an export is loaded as, by the head
+  'distilbert': {'classify': 'DistilBertForSequenceClassification'},
+}
 PREFIX = 'distilbert.'
 _PARTS = {
   'layers/{i}/attn/q': 'transformer.layer.{i}.attention.q_lin',

@@ -10,7 +10,9 @@ from ftlib.models import bert, hf_config
 from ftlib.models.bert import Config
 from ftlib.models.model import Model
 
-MODEL_TYPES = {'ernie': 'ErnieForSequenceClassification'}  # model_type -> what an export is loaded as
+MODEL_TYPES = {  # model_type -> what an export is loaded as, by the head
+  'ernie': {'classify': 'ErnieForSequenceClassification'},
+}
 PREFIX = 'ernie.'
 TABLE = {
   **{n: PREFIX + h for n, h in bert.PARTS.items()},

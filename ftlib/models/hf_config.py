@@ -34,6 +34,7 @@ FIXED: dict[str, tuple[Any, ...]] = {  # key: accepted values
   'is_decoder': (False,),
   'is_encoder_decoder': (False,),
   'position_embedding_type': ('absolute', None),
+  'pretraining_tp': (1, None),
   'pruned_heads': ({}, None),
   'quantization_config': (None,),
   'tie_encoder_decoder': (False,),
@@ -50,17 +51,19 @@ def read(
   defaults: Mapping[str, Any],
   where: str,
   allow: str = '',
+  fixed: Mapping[str, tuple[Any, ...]] | None = None,
 ) -> dict[str, Any]:
   """{our field: value} by the table `used` {Hugging Face key: our field}, each of the type that `config` gives it.
 
   `defaults` {our field: value} holds what transformers assumes for a key that is absent; a field in neither is missing.
-  `allow` is a pattern of further keys that the user vouches for. Raises `InputError` naming `where` and every bad key.
+  `allow` is a pattern of further keys that the user vouches for, `fixed` has more of `FIXED`, of one family.
+  Raises `InputError` naming `where` and every bad key.
   """
-  problems = []
+  problems, fixed = [], FIXED | dict(fixed or {})
   for key, value in values.items():
-    if key in FIXED and key not in used and value not in FIXED[key]:
-      problems.append(f'{key}={value!r} is not supported (only {" or ".join(map(repr, FIXED[key]))})')
-    elif key not in used and key not in FIXED and key not in HARMLESS and not (allow and re.search(allow, key)):
+    if key in fixed and key not in used and value not in fixed[key]:
+      problems.append(f'{key}={value!r} is not supported (only {" or ".join(map(repr, fixed[key]))})')
+    elif key not in used and key not in fixed and key not in HARMLESS and not (allow and re.search(allow, key)):
       problems.append(f'{key}={value!r} is not known')
   kinds = {f.name: f.type for f in dataclasses.fields(config)}
   for key, ours in used.items():

@@ -11,6 +11,7 @@ Shape letters: B batch, L tokens, D embed, F mlp, H heads, K head size, V vocabu
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -20,10 +21,15 @@ import numpy as np
 from flax import nnx
 from jax.nn import initializers
 
+from ftlib.base.errors import InputError
 from ftlib.base.rng import Stream
 from ftlib.base.types import Batch
 
 Init = Callable[..., jax.Array]
+TIED = (
+  'an adapter on a table of embeddings that is the output matrix as well (tied): it would act on the inputs alone, and '
+  "merged on both; leave the table out of the method's sites"
+)
 
 
 class Axis(NamedTuple):
@@ -33,10 +39,19 @@ class Axis(NamedTuple):
   size: int
 
 
+def shape(axes: tuple[Axis, ...]) -> tuple[int, ...]:
+  """The sizes of axes."""
+  return tuple(a.size for a in axes)
+
+
+def size(axes: tuple[Axis, ...]) -> int:
+  """The product of the sizes of axes."""
+  return math.prod(shape(axes))
+
+
 def param(axes: tuple[Axis, ...], init: Init) -> nnx.Param:
   """A float32 parameter without a value yet."""
-  shape = tuple(a.size for a in axes)
-  return nnx.Param(jax.ShapeDtypeStruct(shape, jnp.float32), axes=tuple(a.name for a in axes), init=init)
+  return nnx.Param(jax.ShapeDtypeStruct(shape(axes), jnp.float32), axes=tuple(a.name for a in axes), init=init)
 
 
 def contract(x: jax.Array, kernel: jax.Array, ins: int) -> jax.Array:
@@ -100,6 +115,39 @@ def _standardise_back(epsilon, saved, g):
 standardise.defvjp(_standardise, _standardise_back)
 
 
+class RmsNorm(nnx.Module):
+  """Root-mean-square normalisation over the last axis in float32 (Zhang & Sennrich 2019), scaled by the weight or, with
+  `unit_offset`, by 1 + weight."""
+
+  def __init__(self, axis: Axis, *, epsilon: float, unit_offset: bool = False):
+    self.epsilon, self.unit_offset = epsilon, unit_offset
+    self.scale = param((axis,), initializers.zeros if unit_offset else initializers.ones)
+
+  def __call__(self, x: jax.Array) -> jax.Array:
+    scale = self.scale[...].astype(jnp.float32)
+    return (unit_rms(x.astype(jnp.float32), self.epsilon) * (1 + scale if self.unit_offset else scale)).astype(x.dtype)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
+def unit_rms(x: jax.Array, epsilon: float) -> jax.Array:
+  """`x` [..., D] with root mean square 1 over D; the backward pass is written out, as in `standardise`."""
+  return _unit_rms(x, epsilon)[0]
+
+
+def _unit_rms(x, epsilon):
+  inverse = jax.lax.rsqrt(jnp.square(x).mean(-1, keepdims=True) + epsilon)
+  hat = x * inverse
+  return hat, (hat, inverse)
+
+
+def _unit_rms_back(epsilon, saved, g):
+  hat, inverse = saved
+  return (inverse * (g - hat * (g * hat).mean(-1, keepdims=True)),)
+
+
+unit_rms.defvjp(_unit_rms, _unit_rms_back)
+
+
 class Embed(nnx.Module):
   """A table of vectors: int ids [...] to [..., D]. Ids are checked on the host; JAX would clamp them silently."""
 
@@ -113,8 +161,14 @@ class Embed(nnx.Module):
     return y if self.adapter is None else self.adapter(self, ids, y, stream)
 
   def attend(self, x: jax.Array) -> jax.Array:
-    """Logits over the rows with the table as a tied output matrix: [..., D] to [..., V]."""
-    return contract(x, self.table[...].T, 1)
+    """Logits over the rows with the table as a tied output matrix: [..., D] to float32 [..., V].
+
+    Raises `InputError` where the table has an adapter: it acts on what the table embeds, and merged would act here too.
+    """
+    if self.adapter is not None:
+      raise InputError(TIED)
+    dims = ((x.ndim - 1,), (1,)), ((), ())
+    return jax.lax.dot_general(x, self.table[...].astype(x.dtype), dims, preferred_element_type=jnp.float32)
 
 
 class Hidden(nnx.Module):
@@ -172,9 +226,28 @@ class Prompt(nnx.Module):
       'segments': wide(inputs['segments'][:, :1]),
       'positions': wide(jnp.arange(count, dtype=jnp.int32)),
     }
-    longer = {n: jnp.concatenate([x, inputs[n] + (count if n == 'positions' else 0)], 1) for n, x in front.items()}
+    longer = {
+      n: jnp.concatenate([x, inputs[n] + (count if n == 'positions' else 0)], 1)
+      for n, x in front.items()
+      if n in inputs
+    }
     vectors = jnp.broadcast_to(p_PD.astype(h_BLD.dtype), (rows, *p_PD.shape))
     return jnp.concatenate([vectors, h_BLD], 1), {**inputs, **longer}, count
+
+  def behind(self, inputs: Batch) -> Batch:
+    """The inputs of tokens that follow a row whose virtual tokens a cache holds: their positions come after those."""
+    count = 0 if self.adapter is None else self.adapter(self, None).shape[0]
+    return {**inputs, 'positions': inputs['positions'] + count}
+
+
+class Positions(nnx.Module):
+  """A slot for other positions than the row's own, where no table holds them: an adapter gives them, int [B, L]."""
+
+  def __init__(self) -> None:
+    self.adapter = nnx.data(None)
+
+  def __call__(self, positions_BL: jax.Array) -> jax.Array:
+    return positions_BL if self.adapter is None else self.adapter(self, positions_BL)
 
 
 class Shared(nnx.Module):
@@ -227,6 +300,12 @@ ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
 def normal(stddev: float) -> Init:
   """Normal values of mean 0, as BERT initialises its matrices."""
   return initializers.normal(stddev)
+
+
+def uniform(inputs: int) -> Init:
+  """Uniform values within 1 / sqrt(inputs), as PyTorch initialises its matrices."""
+  bound = inputs**-0.5
+  return lambda key, shape, dtype: jax.random.uniform(key, shape, dtype, -bound, bound)
 
 
 def float0_like(x: jax.Array) -> np.ndarray:

@@ -11,17 +11,30 @@ import copy
 import dataclasses
 import functools
 import math
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
 from ftlib.base import rng, trees
 from ftlib.base.types import Batch, Outputs, ParamInfo, Params
+from ftlib.models import cache as caches
 from ftlib.models import stack
+from ftlib.models.cache import Cache
 from ftlib.models.layers import Proj
+
+
+class Stored(NamedTuple):
+  """Where a module lies in Hugging Face's files: its `name` there; as `part` of `of` equal ones along the outputs; with
+  `straight` kernels, which are [in, out] there and not [out, in]."""
+
+  name: str
+  part: int = 0
+  of: int = 1
+  straight: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,12 +43,14 @@ class Model:
 
   `trunk.start(inputs, stream) -> (h [B, L, D], context)`; `block(h, context, stream) -> h`;
   `trunk.finish(h, context, stream) -> Outputs`. `hf` maps our module paths to Hugging Face's (`{i}` is the layer).
+  `tied` {Hugging Face name: our name}: tensors that files may hold besides, equal to a parameter of ours.
   """
 
   config: Any
   trunk: nnx.Module
   blocks: tuple[nnx.Module, ...]
-  hf: Mapping[str, str]
+  hf: Mapping[str, str | Stored]
+  tied: Mapping[str, str] = dataclasses.field(default_factory=dict)
   compute: Any = jnp.float32
   remat: str = 'none'
   dropout_bits: str = 'hash'
@@ -50,13 +65,38 @@ class Model:
 
     def layer(graph: Any) -> stack.LayerFn:
       def fn(p: Params, h: jax.Array, i: Any) -> jax.Array:
-        return nnx.merge(graph, p)(h, context, None if stream is None else stream.layer(i))
+        return nnx.merge(graph, p)(h, context.layer(i), None if stream is None else stream.layer(i))
 
       return fn
 
     fns = [layer(nnx.graphdef(b)) for b in self.blocks]
     h_BLD = stack.run(params['layers'], h_BLD, fns, remat=self.remat)
     return trunk.finish(h_BLD, context, stream)
+
+  def cache(self, params: Params, *, rows: int, slots: int) -> Cache:
+    """An empty cache of a decoder for `rows` rows of up to `slots` tokens (virtual ones included), laid as `params`."""
+    c = self.config
+    stacks = stack.counts(params['layers'])
+    return caches.empty(stacks, rows=rows, slots=slots, groups=c.kv_heads, size=c.head_dim, dtype=self.compute)
+
+  def decode(self, params: Params, inputs: Batch, cache: Cache, *, first: bool) -> tuple[Outputs, Cache]:
+    """The forward pass of Q further tokens of each row, without dropout, and the cache with them.
+
+    `inputs`: `tokens, positions, segments` int32 [B, Q]; a row's positions go on where it ended, padding is segment 0.
+    `first`: they begin their rows, so that virtual tokens come in front. The caller sees to it that slots are left.
+    """
+    trunk = nnx.merge(nnx.graphdef(self.trunk), {k: v for k, v in params.items() if k != 'layers'})
+    h_BQD, context = trunk.start(inputs, None, cache, first=first)
+
+    def layer(graph: Any) -> Callable:
+      return lambda p, h, i, past: nnx.merge(graph, p).cached(h, context.layer(i), None, past)
+
+    fns = [layer(nnx.graphdef(b)) for b in self.blocks]
+    h_BQD = h_BQD.astype(self.compute)
+    count = h_BQD.shape[1]
+    h_BQD, layers = stack.run_cached(params['layers'], h_BQD, fns, cache.layers, cache.used)
+    outputs = trunk.finish(h_BQD, context, None)
+    return outputs, dataclasses.replace(context.cache, layers=layers, used=cache.used + count)
 
   def info(self) -> dict[str, ParamInfo]:
     """Every parameter by name, layers unstacked."""
@@ -92,26 +132,50 @@ class Model:
     return trees.unflatten({n: i.init(rng.key_for(key, n), i.shape, i.dtype) for n, i in chosen.items()})
 
   def hf_names(self) -> dict[str, str]:
-    """{our name: Hugging Face name} of the base parameters (those of adapters have none)."""
-    out: dict[str, str] = {}
-    for name in self.info():
-      if hf := self._hf_name(name):
-        out[name] = hf
-    return out
+    """{our name: Hugging Face name} of the base parameters (those of adapters have none); several of ours may be parts
+    of one tensor."""
+    return {name: found[0] for name in self.info() if (found := self._hf_name(name)) is not None}
+
+  @functools.cached_property
+  def hf_parts(self) -> dict[str, tuple[int, int]]:
+    """{module: (which part, of how many)} of the modules that lie with others in one tensor."""
+    found = {n.rpartition('/')[0]: self._hf_name(n)[1] for n in self.hf_names()}
+    return {n: (s.part, s.of) for n, s in found.items() if s.of > 1}
+
+  @property
+  def straight(self) -> bool:
+    """Whether kernels in Hugging Face's files are [in, out]."""
+    return any(isinstance(s, Stored) and s.straight for s in self.hf.values())
 
   def hf_shapes(self) -> dict[str, tuple[int, ...]]:
-    """{our name: shape of the tensor in Hugging Face's layout} of the base parameters."""
+    """{our name: shape of the whole tensor in Hugging Face's layout} of the base parameters."""
     return {n: self._hf_layout(n)[0] for n in self.hf_names()}
 
   def to_hf(self, name: str, value: Any) -> Any:
-    """An array in Hugging Face's layout: kernels as [out, in], biases flat, everything else as it is."""
-    shape, transposed = self._hf_layout(name)
+    """An array in Hugging Face's layout, a part by itself: kernels as [out, in], biases flat, the rest as it is."""
+    whole, axis, transposed, stored = self._hf_layout(name)
+    shape = tuple(n // (stored.of if i == axis else 1) for i, n in enumerate(whole))
     return value.reshape(shape[::-1]).T if transposed else value.reshape(shape)
 
   def from_hf(self, name: str, value: Any) -> Any:
-    """The inverse of `to_hf`. The shape is not checked here."""
-    _, transposed = self._hf_layout(name)
+    """Our array from a whole tensor of Hugging Face's. The shape is not checked here."""
+    whole, axis, transposed, stored = self._hf_layout(name)
+    if stored.of > 1:
+      size = whole[axis] // stored.of
+      value = value[(slice(None),) * axis + (slice(size * stored.part, size * (stored.part + 1)),)]
     return (value.T if transposed else value).reshape(self._info[name].shape)
+
+  def tensors(self, flat: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    """{Hugging Face name: whole tensor} of the parameters `flat`, layers unstacked: the inverse of `from_hf`."""
+    parts: dict[str, list[str]] = {}
+    for name, hf in self.hf_names().items():
+      parts.setdefault(hf, []).append(name)
+    out = {}
+    for hf, names in parts.items():
+      ordered = sorted(names, key=lambda n: self._hf_layout(n)[3].part)
+      arrays = [np.asarray(self.to_hf(n, jax.device_get(flat[n]))) for n in ordered]
+      out[hf] = arrays[0] if len(arrays) == 1 else np.concatenate(arrays, self._hf_layout(names[0])[1])
+    return out
 
   @functools.cached_property
   def _info(self) -> dict[str, ParamInfo]:
@@ -121,31 +185,37 @@ class Model:
   def _sites(self) -> dict[str, Proj]:
     return self.sites()
 
-  def _hf_layout(self, name: str) -> tuple[tuple[int, ...], bool]:
+  def _hf_layout(self, name: str) -> tuple[tuple[int, ...], int, bool, Stored]:
+    """(shape of the whole tensor, its axis of parts, whether it is a kernel to transpose, where it lies)."""
     path, _, leaf = name.rpartition('/')
-    site = self._sites.get(path)
+    site, found = self._sites.get(path), self._hf_name(name)
+    stored = Stored('') if found is None else found[1]
     if site is None:
-      return self._info[name].shape, False
+      return self._info[name].shape, 0, False, stored
     ins, outs = (math.prod(a.size for a in axes) for axes in (site.ins, site.outs))
-    return ((outs, ins), True) if leaf == 'kernel' else ((outs,), False)
+    outs *= stored.of
+    if leaf != 'kernel':
+      return (outs,), 0, False, stored
+    return ((ins, outs), 1, False, stored) if stored.straight else ((outs, ins), 0, True, stored)
 
   def _parts(self) -> Iterator[tuple[str, nnx.Module]]:
     yield '', self.trunk
     for i, block in enumerate(self.blocks):
       yield f'layers/{i}/', block
 
-  def _hf_name(self, name: str) -> str | None:
+  def _hf_name(self, name: str) -> tuple[str, Stored] | None:
     path, _, leaf = name.rpartition('/')
     layer = ''
     if path.startswith('layers/'):
       _, layer, path = path.split('/', 2)
       path = 'layers/{i}/' + path
-    hf = self.hf.get(f'{path}/{leaf}') or self.hf.get(path)
+    whole = self.hf.get(f'{path}/{leaf}')
+    hf = self.hf.get(path) if whole is None else whole
     if hf is None:
       return None
-    if f'{path}/{leaf}' not in self.hf:
-      hf = f'{hf}.{_LEAVES[leaf]}'
-    return hf.replace('{i}', layer)
+    stored = Stored(hf) if isinstance(hf, str) else hf
+    full = stored.name if whole is not None else f'{stored.name}.{_LEAVES[leaf]}'
+    return full.replace('{i}', layer), stored
 
 
 _LEAVES = {'kernel': 'weight', 'table': 'weight', 'scale': 'weight', 'bias': 'bias'}

@@ -14,9 +14,9 @@ from ftlib.models import bert, hf_config
 from ftlib.models.bert import Config
 from ftlib.models.model import Model
 
-MODEL_TYPES = {  # model_type -> what an export is loaded as
-  'roberta': 'RobertaForSequenceClassification',
-  'xlm-roberta': 'XLMRobertaForSequenceClassification',
+MODEL_TYPES = {  # model_type -> what an export is loaded as, by the head
+  'roberta': {'classify': 'RobertaForSequenceClassification'},
+  'xlm-roberta': {'classify': 'XLMRobertaForSequenceClassification'},
 }
 PREFIX = 'roberta.'
 TABLE = {

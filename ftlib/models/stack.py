@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from ftlib.base.types import Params
+from ftlib.models.cache import Layer
 
 LayerFn = Callable[[Params, jax.Array, Any], jax.Array]  # (parameters of a layer, hidden, its index) -> hidden
 
@@ -34,6 +35,38 @@ def run(layers: Mapping[str, Params], h_BLD: jax.Array, fns: Sequence[LayerFn], 
       body = lambda h, x, fn=fn: (fn(x[0], h, x[1]), None)  # noqa: E731
       h_BLD, _ = jax.lax.scan(body, h_BLD, (layers[key], jnp.arange(first, stop)))
   return h_BLD
+
+
+def run_cached(
+  layers: Mapping[str, Params],
+  h_BQD: jax.Array,
+  fns: Sequence[Callable],
+  caches: Mapping[str, Params],
+  used: jax.Array,
+) -> tuple[jax.Array, Params]:
+  """(hidden state after all layers, their caches). `fns[i](parameters, hidden, index, cache.Layer)` computes layer i.
+
+  The caches of a stack go through its scan whole, and each layer writes its new slots in place.
+  """
+  out: Params = {}
+  for first, stop, key in _spans(layers):
+    fn, kv = fns[first], caches[key]
+
+    def one(h, kv, p, i, fn=fn, first=first):
+      h, past = fn(p, h, i, Layer(kv['k'], kv['v'], i - first, used))
+      return h, {'k': past.keys, 'v': past.values}
+
+    if stop is None:
+      h_BQD, out[key] = one(h_BQD, kv, layers[key], first)
+    else:
+      body = lambda carry, x, one=one: (one(*carry, *x), None)  # noqa: E731
+      (h_BQD, out[key]), _ = jax.lax.scan(body, (h_BQD, kv), (layers[key], jnp.arange(first, stop)))
+  return h_BQD, out
+
+
+def counts(layers: Mapping[str, Params]) -> dict[str, int]:
+  """{key of a stack, or of a single layer: how many layers it holds}."""
+  return {key: 1 if stop is None else stop - first for first, stop, key in _spans(layers)}
 
 
 def segments(signatures: Sequence[Any]) -> list[tuple[int, int]]:

@@ -30,6 +30,8 @@ class Config:
 
 def build(config: Config, *, labels: list, counts: np.ndarray) -> Objective:
   """The objective for a label list; `counts` int [C] are the training rows of each class."""
+  if not labels:
+    raise InputError('objective.name=classification is for tasks with a list of labels, and this one has none')
   weights_C = jnp.asarray(class_weights(config.class_weights, labels, counts), jnp.float32)
   smoothing = config.label_smoothing
 

@@ -12,9 +12,7 @@ at `total_steps - tfinal`, from where on which are left stays. Trainable: init_r
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Mapping
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -27,32 +25,18 @@ from ftlib.base.rng import Stream, dropout
 from ftlib.base.settings import setting
 from ftlib.base.types import Flat, Params
 from ftlib.models import stack
-from ftlib.models.layers import Axis, Proj, contract, normal, param
+from ftlib.models.layers import Axis, Proj, contract, normal, param, size
 from ftlib.models.model import Model
-from ftlib.peft.method import Adapter, Adjust, Method, adapt
+from ftlib.peft.exchange import pair_from_peft, pair_to_peft, renamed
+from ftlib.peft.method import Adapter, Adjust, Method, Targets, adapt
 
 PEFT_TYPE = 'ADALORA'
-_PLAIN = {'bias': 'none', 'layer_replication': None, 'trainable_token_indices': None}  # all that is read
-_FIELDS = {  # ours -> PEFT's
-  'init_rank': 'init_r',
-  'target_rank': 'target_r',
-  'alpha': 'lora_alpha',
-  'dropout': 'lora_dropout',
-  'total_steps': 'total_step',
-  'tinit': 'tinit',
-  'tfinal': 'tfinal',
-  'interval': 'deltaT',
-  'beta1': 'beta1',
-  'beta2': 'beta2',
-  'orthogonal': 'orth_reg_weight',
-}
 
 
 @dataclasses.dataclass(frozen=True)
-class Config:
+class Config(Targets):
   """`tinit` and `tfinal` are for a run of `total_steps` and are stretched to the run's own length; every `interval`
-  steps the budget is dealt out. `beta1` and `beta2` are of
-  the running means, `orthogonal` is the penalty's weight. `target` and `also` are patterns as LoRA's."""
+  steps the budget is dealt out. `beta1` and `beta2` are of the running means, `orthogonal` is the penalty's weight."""
 
   init_rank: int = setting(12, low=1)
   target_rank: int = setting(8, low=1)
@@ -65,8 +49,6 @@ class Config:
   beta1: float = setting(0.85, above=0, below=1)
   beta2: float = setting(0.85, above=0, below=1)
   orthogonal: float = setting(0.5, low=0)
-  target: str = r'attn/(q|v)$'
-  also: str = '^head/'
 
   def __post_init__(self):
     if self.target_rank > self.init_rank:
@@ -85,7 +67,7 @@ class AdaLora(Adapter):
   KEPT = tuple(f'{leaf}_{mean}' for leaf in 'aeb' for mean in ('sensitivity', 'uncertainty')) + ('mask',)
 
   def __init__(self, site: Proj, name: str, salt: int, config: Config):
-    inputs, outputs = (math.prod(a.size for a in axes) for axes in (site.ins, site.outs))
+    inputs, outputs = size(site.ins), size(site.outs)
     if config.init_rank > min(inputs, outputs):
       raise InputError(f'method.init_rank={config.init_rank} is larger than the {inputs} x {outputs} of {name}')
     rank = Axis('rank', config.init_rank)
@@ -189,31 +171,24 @@ def _allocator(config: Config, sites: list[str]) -> Adjust:
   return adjust
 
 
-def peft_config(config: Config) -> dict[str, Any]:
-  return {theirs: getattr(config, ours) for ours, theirs in _FIELDS.items()}
-
-
-def config_of_peft(values: Mapping[str, Any]) -> dict[str, Any]:
-  """Fields of `Config` from PEFT's. Raises `InputError` for settings that ftlib does not compute.
-
-  `rank_pattern` is not needed: which rows the tensors lack does not matter to what the others compute.
-  """
-  odd = [f'{k}={values[k]!r}' for k, plain in _PLAIN.items() if values.get(k, plain) not in (plain, None)]
-  if odd:
-    raise InputError(f'adapter_config.json: ftlib has no AdaLoRA with {", ".join(odd)}')
-  return {ours: values[theirs] for ours, theirs in _FIELDS.items() if values.get(theirs) is not None}
+_SAME = ('tinit', 'tfinal', 'beta1', 'beta2')
+peft_config, config_of_peft = renamed(  # PEFT's `rank_pattern` is not needed: it says which rows the tensors lack
+  {'init_rank': 'init_r', 'target_rank': 'target_r', 'alpha': 'lora_alpha', 'dropout': 'lora_dropout'}
+  | {'total_steps': 'total_step', 'interval': 'deltaT', 'orthogonal': 'orth_reg_weight'}
+  | dict(zip(_SAME, _SAME))
+)
 
 
 def to_peft(config: Config, leaves: Mapping[str, np.ndarray], site: Proj) -> dict[str, np.ndarray]:
-  a, e, b = leaves['a'], leaves['e'], leaves['b']
-  return {'lora_A': a.reshape(-1, e.size).T, 'lora_E': e[:, None], 'lora_B': b.reshape(e.size, -1).T}
+  a_RI, b_OR = pair_to_peft(leaves['a'], leaves['b'])
+  return {'lora_A': a_RI, 'lora_E': leaves['e'][:, None], 'lora_B': b_OR}
 
 
 def from_peft(config: Config, tensors: Mapping[str, np.ndarray], site: Proj) -> dict[str, np.ndarray]:
   """PEFT saves the rows alone that its mask left; they come first, zeros follow, and the means begin anew."""
-  lacking = [(0, config.init_rank - tensors['lora_E'].shape[0]), (0, 0)]
-  a, e, b = (np.pad(tensors[n] if n != 'lora_B' else tensors[n].T, lacking) for n in ('lora_A', 'lora_E', 'lora_B'))
-  ins, outs = ([x.size for x in axes] for axes in (site.ins, site.outs))
-  mask = (np.arange(config.init_rank) < tensors['lora_E'].shape[0]).astype(np.float32)
-  out = {'a': a.T.reshape(*ins, -1), 'e': e[:, 0], 'b': b.reshape(-1, *outs), 'mask': mask}
+  left = tensors['lora_E'].shape[0]
+  lacking = [(0, config.init_rank - left), (0, 0)]
+  a_RI, e_R1, b_RO = (np.pad(x, lacking) for x in (tensors['lora_A'], tensors['lora_E'], tensors['lora_B'].T))
+  a, b = pair_from_peft(a_RI, b_RO.T, site.ins, site.outs)
+  out = {'a': a, 'e': e_R1[:, 0], 'b': b, 'mask': (np.arange(config.init_rank) < left).astype(np.float32)}
   return out | {n: np.zeros_like(out[n[0]]) for n in AdaLora.KEPT if n != 'mask'}

@@ -23,24 +23,20 @@ from ftlib.base.rng import Stream, dropout
 from ftlib.base.settings import setting
 from ftlib.models.layers import ACTIVATIONS, Axis, Hidden, Init, Shared, contract, param
 from ftlib.models.model import Model
-from ftlib.peft.houlsby import NORMS, bottleneck, either
-from ftlib.peft.method import Adapter, Method, adapt
+from ftlib.peft import houlsby
+from ftlib.peft.method import Adapter, Method, adapt, adapt_more
 
 GLOROT = initializers.glorot_uniform(batch_axis=0)  # of each factor by itself
 
 
 @dataclasses.dataclass(frozen=True)
-class Config:
+class Config(houlsby.Config):
   """`n`: terms of a sum, and the size of each A; `rank`: that of each B = s t (the paper: 1)."""
 
   reduction: int = setting(32, low=1)
   n: int = setting(4, low=1)
   rank: int = setting(1, low=1)
   activation: str = setting('gelu_new', choices=tuple(ACTIVATIONS))
-  dropout: float = setting(0.0, low=0, below=1)
-  target: str = r'(attn|mlp)/out$'
-  norms: str = NORMS
-  also: str = '^head/'
 
 
 class Rules(Adapter):
@@ -81,7 +77,7 @@ class Compact(Adapter):
   def __init__(self, site: Hidden, salt: int, config: Config):
     if site.axis.size % config.n:
       raise InputError(f'method.n={config.n} does not divide the {site.axis.size} values of {site.axis.name}')
-    middle = bottleneck(site, config.reduction, multiple=config.n)
+    middle = houlsby.bottleneck(site, config.reduction, multiple=config.n)
     self.down = Kronecker(site.axis, middle, config, init=GLOROT)
     self.up = Kronecker(middle, site.axis, config, init=initializers.zeros)
     self.activation, self.rate, self.salt = config.activation, config.dropout, salt
@@ -94,8 +90,6 @@ class Compact(Adapter):
 
 def build(config: Config, model: Model) -> Method:
   """Kronecker adapters on every site that `target` matches, and their shared matrices."""
-  also = either(model, also=config.also, norms=config.norms)
-  own = adapt(model, config.target, lambda site, name, salt: Compact(site, salt, config), also=also, kind=Hidden)
-  shared = adapt(own.model, '^shared$', lambda site, name, salt: Rules(config.n), kind=Shared)
-  trains = lambda name: own.trains(name) or shared.trains(name)  # noqa: E731
-  return dataclasses.replace(shared, trains=trains, shown=shared.shown + own.shown)
+  also = houlsby.either(model, also=config.also, norms=config.norms)
+  method = adapt(model, config.target, lambda site, name, salt: Compact(site, salt, config), also=also, kind=Hidden)
+  return adapt_more(method, '^shared$', lambda site, name, salt: Rules(config.n), kind=Shared)

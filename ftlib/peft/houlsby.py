@@ -21,23 +21,29 @@ from ftlib.base.rng import Stream, dropout
 from ftlib.base.settings import setting
 from ftlib.models.layers import ACTIVATIONS, Axis, Hidden, Init, Proj
 from ftlib.models.model import Model
-from ftlib.peft.method import Adapter, Method, adapt, added
+from ftlib.peft.method import Adapter, Method, Targets, adapt, added
 
 SMALL = initializers.truncated_normal(1e-2)  # cut at two standard deviations
 NORMS = r'^layers/.*norm/'
 
 
 @dataclasses.dataclass(frozen=True)
-class Config:
-  """`reduction`: the model's size over the bottleneck's (the paper: 64 of 1024). `norms`: pattern of the layer norms
-  that train besides; '' for none."""
+class Common(Targets):
+  """What bottlenecks share. `reduction`: the model's size over the bottleneck's."""
 
+  target: str = r'mlp/out$'
   reduction: int = setting(16, low=1)
-  activation: str = setting('gelu', choices=tuple(ACTIVATIONS))
+  activation: str = setting('relu', choices=tuple(ACTIVATIONS))
   dropout: float = setting(0.0, low=0, below=1)
+
+
+@dataclasses.dataclass(frozen=True)
+class Config(Common):
+  """The paper's `reduction` is of 1024 to 64. `norms`: pattern of the layer norms that train besides; '' for none."""
+
   target: str = r'(attn|mlp)/out$'
+  activation: str = setting('gelu', choices=tuple(ACTIVATIONS))
   norms: str = NORMS
-  also: str = '^head/'
 
 
 class Bottleneck(Adapter):

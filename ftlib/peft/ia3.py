@@ -9,7 +9,6 @@ from __future__ import annotations
 import dataclasses
 import re
 from collections.abc import Mapping
-from typing import Any
 
 import jax
 import numpy as np
@@ -18,22 +17,22 @@ from jax.nn import initializers
 from ftlib.base import trees
 from ftlib.base.errors import InputError, listing
 from ftlib.base.rng import Stream
-from ftlib.models.layers import Proj, contract, param
+from ftlib.models.layers import Proj, contract, param, shape
 from ftlib.models.model import Model
-from ftlib.peft.method import Adapter, Method, adapt
+from ftlib.peft.exchange import renamed
+from ftlib.peft.method import Adapter, Method, Targets, adapt
 
 PEFT_TYPE = 'IA3'
 
 
 @dataclasses.dataclass(frozen=True)
-class Config:
-  """`target`: pattern of sites whose outputs are rescaled; `feedforward`: of those whose inputs are, '' for none;
-  `also`: pattern of base parameters to train as well. The vectors' names end in `scale`: weight decay, which would
-  draw them to zero, leaves them out as it does those of layer norm."""
+class Config(Targets):
+  """`target`: pattern of sites whose outputs are rescaled; `feedforward`: of those whose inputs are, '' for none. The
+  vectors' names end in `scale`: weight decay, which would draw them to zero, leaves them out as it does those of layer
+  norm."""
 
   target: str = r'attn/(k|v)$'
   feedforward: str = r'mlp/down$'
-  also: str = '^head/'
 
 
 class Outputs(Adapter):
@@ -81,16 +80,7 @@ def build(config: Config, model: Model) -> Method:
   return adapt(model, f'^({"|".join(map(re.escape, outputs + inputs))})$', make, also=config.also)
 
 
-def peft_config(config: Config) -> dict[str, Any]:
-  """Nothing: `feedforward_modules`, the modules whose leaf is `in_scale`, is known by their names alone."""
-  return {}
-
-
-def config_of_peft(values: Mapping[str, Any]) -> dict[str, Any]:
-  """Nothing but the patterns, which follow from `target_modules` and `feedforward_modules`."""
-  if values.get('trainable_token_indices'):
-    raise InputError('adapter_config.json: ftlib has no IA3 with trainable_token_indices')
-  return {}
+peft_config, config_of_peft = renamed({})  # what PEFT has besides are names of modules
 
 
 def to_peft(config: Config, leaves: Mapping[str, np.ndarray], site: Proj) -> dict[str, np.ndarray]:
@@ -100,4 +90,4 @@ def to_peft(config: Config, leaves: Mapping[str, np.ndarray], site: Proj) -> dic
 def from_peft(config: Config, tensors: Mapping[str, np.ndarray], site: Proj) -> dict[str, np.ndarray]:
   l = tensors['ia3_l']  # [1, in] where inputs are rescaled, [out, 1] where outputs are
   name, axes = ('in_scale', site.ins) if l.shape[0] == 1 else ('out_scale', site.outs)
-  return {name: l.reshape([a.size for a in axes])}
+  return {name: l.reshape(shape(axes))}

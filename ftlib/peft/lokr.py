@@ -20,25 +20,24 @@ import numpy as np
 from flax import nnx
 from jax.nn import initializers
 
-from ftlib.base.errors import InputError
 from ftlib.base.rng import Stream
 from ftlib.base.settings import setting
-from ftlib.models.layers import Axis, Proj, param
+from ftlib.models.layers import Axis, Proj, param, shape, uniform
 from ftlib.models.model import Model
-from ftlib.peft.method import Adapter, Method, adapt
+from ftlib.peft.exchange import renamed
+from ftlib.peft.method import Adapter, Method, Targets, adapt
+
+PEFT_TYPE = 'LOKR'
 
 
 @dataclasses.dataclass(frozen=True)
-class Config:
-  """`factor`: the first part of inputs and outputs (see `split`); `target`: pattern of site names; `also`: pattern of
-  base parameters to train as well."""
+class Config(Targets):
+  """`factor`: the first part of inputs and outputs (see `split`); `rank` of `W2`, and with `decompose_both` of `W1`."""
 
   rank: int = setting(8, low=1)
   alpha: float = setting(8.0, above=0)
   factor: int = setting(-1, low=-1)
   decompose_both: bool = False
-  target: str = r'attn/(q|v)$'
-  also: str = '^head/'
 
   def __post_init__(self) -> None:
     if self.factor == 0:
@@ -58,17 +57,16 @@ class Lokr(Adapter):
   """`w1` [M, L], or its factors `a1` [M, R] and `b1` [R, L]; `w2` [N, K], or `a2` [N, R] and `b2` [R, K]."""
 
   def __init__(self, site: Proj, config: Config):
-    self.ins, self.outs = (tuple(a.size for a in axes) for axes in (site.ins, site.outs))
+    self.ins, self.outs = shape(site.ins), shape(site.outs)
     (m, n), (l, k) = (split(math.prod(sizes), config.factor) for sizes in (self.ins, self.outs))
     rank, axes = Axis('rank', config.rank), [Axis(*a) for a in zip(('in_1', 'in_2', 'out_1', 'out_2'), (m, n, l, k))]
-    within = lambda fan: lambda key, shape, dtype: jax.random.uniform(key, shape, dtype, -(fan**-0.5), fan**-0.5)  # noqa: E731
     low1, low2 = config.decompose_both and config.rank < max(l, m) / 2, config.rank < max(k, n) / 2
     self.w1 = nnx.data(None) if low1 else param((axes[0], axes[2]), initializers.zeros)
-    self.a1 = param((axes[0], rank), within(m)) if low1 else nnx.data(None)
+    self.a1 = param((axes[0], rank), uniform(m)) if low1 else nnx.data(None)
     self.b1 = param((rank, axes[2]), initializers.zeros) if low1 else nnx.data(None)
-    self.w2 = nnx.data(None) if low2 else param((axes[1], axes[3]), within(n))
-    self.a2 = param((axes[1], rank), within(n)) if low2 else nnx.data(None)
-    self.b2 = param((rank, axes[3]), within(config.rank)) if low2 else nnx.data(None)
+    self.w2 = nnx.data(None) if low2 else param((axes[1], axes[3]), uniform(n))
+    self.a2 = param((axes[1], rank), uniform(n)) if low2 else nnx.data(None)
+    self.b2 = param((rank, axes[3]), uniform(config.rank)) if low2 else nnx.data(None)
     self.scale = config.alpha / config.rank
 
   def factors(self, dtype: Any) -> tuple[jax.Array, jax.Array]:
@@ -92,30 +90,12 @@ def build(config: Config, model: Model) -> Method:
   return adapt(model, config.target, lambda site, name, salt: Lokr(site, config), also=config.also)
 
 
-PEFT_TYPE = 'LOKR'
 _NAMES = {'w1': 'lokr_w1', 'b1': 'lokr_w1_a', 'a1': 'lokr_w1_b', 'w2': 'lokr_w2', 'b2': 'lokr_w2_a', 'a2': 'lokr_w2_b'}
 
 
-def peft_config(config: Config) -> dict[str, Any]:
-  """What adapter_config.json says of a Config."""
-  return {
-    'r': config.rank,
-    'alpha': config.alpha,
-    'decompose_factor': config.factor,
-    'decompose_both': config.decompose_both,
-  }
-
-
-def config_of_peft(values: Mapping[str, Any]) -> dict[str, Any]:
-  """The fields of Config that adapter_config.json gives."""
-  if odd := [f'{n}={values[n]!r}' for n in ('rank_pattern', 'alpha_pattern') if values.get(n)]:
-    raise InputError(f'adapter_config.json: not supported for LOKR: {", ".join(odd)}')
-  return {
-    'rank': values.get('r', 8),
-    'alpha': float(values.get('alpha', 8)),
-    'factor': values.get('decompose_factor', -1),
-    'decompose_both': values.get('decompose_both', False),
-  }
+peft_config, config_of_peft = renamed(
+  {'rank': 'r', 'alpha': 'alpha', 'factor': 'decompose_factor', 'decompose_both': 'decompose_both'}
+)
 
 
 def to_peft(config: Config, leaves: Mapping[str, np.ndarray], site: Proj) -> dict[str, np.ndarray]:

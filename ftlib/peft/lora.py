@@ -31,7 +31,7 @@ from ftlib.base import trees
 from ftlib.base.errors import InputError
 from ftlib.base.rng import Stream, dropout
 from ftlib.base.settings import setting
-from ftlib.models.layers import Axis, Embed, Init, Proj, contract, param
+from ftlib.models.layers import TIED, Axis, Embed, Init, Proj, contract, param, size, uniform
 from ftlib.models.model import Model
 from ftlib.peft.lora_exchange import (  # noqa: F401
   PEFT_TYPE,
@@ -42,20 +42,18 @@ from ftlib.peft.lora_exchange import (  # noqa: F401
   peft_config,
   to_peft,
 )
-from ftlib.peft.method import Adapter, Method, adapt
+from ftlib.peft.method import Adapter, Method, Targets, adapt, adapt_more, check_rank
 
 FROM_KERNEL = ('pissa', 'olora')  # starts whose first product is taken off again
 
 
 @dataclasses.dataclass(frozen=True)
-class Common:
-  """What LoRA and its kin share. `target`: pattern of site names; `also`: pattern of base parameters to train too."""
+class Common(Targets):
+  """What LoRA and its kin share."""
 
   rank: int = setting(8, low=1)
   alpha: float = setting(16.0, above=0)
   dropout: float = setting(0.1, low=0, below=1)
-  target: str = r'attn/(q|v)$'
-  also: str = '^head/'
   scaling: str = setting('alpha/rank', choices=('alpha/rank', 'rsqrt'))
   rank_pattern: str = ''
   alpha_pattern: str = ''
@@ -80,9 +78,8 @@ class Lora(Adapter):
   KEPT: ClassVar[tuple[str, ...]] = ('a0', 'b0')
 
   def __init__(self, site: Proj, salt: int, config: Any, rank: int, alpha: float):
-    inputs, outputs = (math.prod(a.size for a in axes) for axes in (site.ins, site.outs))
-    _fits(rank, inputs, outputs)
-    axis, starts = Axis('rank', rank), _starts(config.init, rank, inputs, salt)
+    check_rank(rank, size(site.ins), size(site.outs))
+    axis, starts = Axis('rank', rank), _starts(config.init, rank, size(site.ins), salt)
     self.a, self.b = param((*site.ins, axis), starts[0]), param((axis, *site.outs), starts[1])
     known = config.init in FROM_KERNEL
     self.a0 = param((*site.ins, axis), initializers.zeros) if known else nnx.data(None)
@@ -133,7 +130,7 @@ class Table(Adapter):
   """`a` [V, R] and `b` [R, D] of an embedding."""
 
   def __init__(self, site: Embed, salt: int, config: Any, rank: int, alpha: float):
-    _fits(rank, site.rows.size, site.axis.size)
+    check_rank(rank, site.rows.size, site.axis.size)
     axis = Axis('rank', rank)
     self.a, self.b = param((site.rows, axis), initializers.zeros), param((axis, site.axis), initializers.normal(1.0))
     self.scale = scale_of(config, rank, alpha)
@@ -155,7 +152,10 @@ def fill(config: Any, model: Model, adapter: type[Lora], *, embeddings: str = ''
   """`adapter` on every site that `target` matches, each of its own rank and alpha, and `Table` on tables."""
   sites = trees.matching(config.target, model.sites(), field='method.target', what='sites')
   if embeddings:
-    sites += trees.matching(embeddings, model.sites(Embed), field='method.embeddings', what='sites')
+    tables = trees.matching(embeddings, model.sites(Embed), field='method.embeddings', what='sites')
+    if 'embed/token' in tables and any(n.startswith('mlm/') for n in model.info()):
+      raise InputError(f'method.embeddings={embeddings!r}: {TIED}')
+    sites += tables
   ranks, alphas = _numbers(config, sites)
   make = lambda kind: lambda site, name, salt: kind(site, salt, config, ranks[name], alphas[name])  # noqa: E731
   method = adapt(model, config.target, make(adapter), also=config.also)
@@ -164,14 +164,7 @@ def fill(config: Any, model: Model, adapter: type[Lora], *, embeddings: str = ''
     method = dataclasses.replace(method, prepare=lambda flat, _: _prepared(filled, flat))
   if not embeddings:
     return method
-  more = adapt(method.model, embeddings, make(Table), kind=Embed, merges=True, field='method.embeddings')
-  return dataclasses.replace(
-    method,
-    model=more.model,
-    trains=lambda name: method.trains(name) or more.trains(name),
-    shown=method.shown + more.shown,
-    merge=lambda params: more.merge(method.merge(params)),
-  )
+  return adapt_more(method, embeddings, make(Table), kind=Embed, merges=True, field='method.embeddings')
 
 
 def by_site(text: str, default: float, sites: Sequence[str], *, field: str) -> dict[str, Any]:
@@ -212,19 +205,12 @@ def _prepared(adapters: dict[str, Lora], flat: dict[str, Any]) -> dict[str, Any]
   return {f'{n}/adapter/{k}': x for n, values in own.items() for k, x in values.items()}
 
 
-def _fits(rank: int, inputs: int, outputs: int) -> None:
-  if rank > min(inputs, outputs):
-    raise InputError(f'method.rank={rank} is larger than a matrix of {inputs} x {outputs} it acts on')
-
-
 def _starts(init: str, rank: int, inputs: int, salt: int) -> tuple[Init, Init]:
   """The initialisers of `a` and `b`."""
-  bound = inputs**-0.5
-  uniform = lambda key, shape, dtype: jax.random.uniform(key, shape, dtype, -bound, bound)  # noqa: E731
   if init == 'gaussian':
     return initializers.normal(1 / rank), initializers.zeros
   if init != 'orthogonal':
-    return uniform, initializers.zeros
+    return uniform(inputs), initializers.zeros
   if rank % 2:
     raise InputError(f"method.init='orthogonal' needs an even rank, not {rank}")
   return _half(rank, salt, 0), _half(rank, salt, 1)

@@ -15,6 +15,8 @@ from typing import Any
 import numpy as np
 
 from ftlib.base.errors import InputError, listing
+from ftlib.models.layers import shape
+from ftlib.peft.exchange import pair_from_peft, pair_to_peft
 
 PEFT_TYPE = 'LORA'
 INITS = {True: 'kaiming', False: 'kaiming', 'gaussian': 'gaussian', 'eva': 'kaiming', 'orthogonal': 'orthogonal'}
@@ -84,12 +86,11 @@ def patterns_of_peft(values: Mapping[str, Any], names: Mapping[str, str]) -> dic
 
 def to_peft(config: Any, leaves: Mapping[str, np.ndarray], site: Any) -> dict[str, np.ndarray]:
   """A site's adapter in PEFT's layout, by what follows the module's name in the file."""
-  rank = leaves['b'].shape[0]
-  a_RI, b_OR = leaves['a'].reshape(-1, rank).T, leaves['b'].reshape(rank, -1).T
+  a_RI, b_OR = pair_to_peft(leaves['a'], leaves['b'])
   if config.init in ('pissa', 'olora'):
-    table = 'a0' not in leaves  # its start is another: it gets as many ranks of zeros
-    a0_RI = np.zeros_like(a_RI) if table else leaves['a0'].reshape(-1, rank).T
-    b0_OR = np.zeros_like(b_OR) if table else leaves['b0'].reshape(rank, -1).T
+    a0_RI, b0_OR = np.zeros_like(a_RI), np.zeros_like(b_OR)  # of a table, whose start is another
+    if 'a0' in leaves:
+      a0_RI, b0_OR = pair_to_peft(leaves['a0'], leaves['b0'])
     a_RI, b_OR = np.concatenate([a_RI, a0_RI], 0), np.concatenate([b_OR, -b0_OR], 1)
   names = ('lora_embedding_A', 'lora_embedding_B') if hasattr(site, 'table') else ('lora_A.weight', 'lora_B.weight')
   out = dict(zip(names, map(np.ascontiguousarray, (a_RI, b_OR)), strict=True))
@@ -104,13 +105,11 @@ def from_peft(config: Any, tensors: Mapping[str, np.ndarray], site: Any) -> dict
   a_RI, b_OR = (tensors[n] for n in names)
   known = config.init in ('pissa', 'olora')
   rank = a_RI.shape[0] // (2 if known else 1)
-  first = lambda x_RI: x_RI.T.reshape(*(a.size for a in ins), rank)  # noqa: E731
-  second = lambda x_OR: x_OR.T.reshape(rank, *(a.size for a in outs))  # noqa: E731
-  out = {'a': first(a_RI[:rank]), 'b': second(b_OR[:, :rank])}
+  out = dict(zip('ab', pair_from_peft(a_RI[:rank], b_OR[:, :rank], ins, outs)))
   if known and not table:
-    out |= {'a0': first(a_RI[rank:]), 'b0': second(-b_OR[:, rank:])}
+    out |= dict(zip(('a0', 'b0'), pair_from_peft(a_RI[rank:], -b_OR[:, rank:], ins, outs)))
   if 'lora_magnitude_vector' in tensors:
-    out['m'] = tensors['lora_magnitude_vector'].reshape([a.size for a in outs])
+    out['m'] = tensors['lora_magnitude_vector'].reshape(shape(outs))
   return out
 
 

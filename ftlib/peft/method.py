@@ -109,6 +109,20 @@ class Adapter(nnx.Module):
     return kernel + self.delta().astype(kernel.dtype), bias
 
 
+@dataclasses.dataclass(frozen=True)
+class Targets:
+  """Fields of many a method's Config. `target`: pattern of site names; `also`: of base parameters to train as well."""
+
+  target: str = r'attn/(q|v)$'
+  also: str = '^head/'
+
+
+def check_rank(rank: int, inputs: int, outputs: int) -> None:
+  """Raises `InputError` for a rank that a matrix cannot have."""
+  if rank > min(inputs, outputs):
+    raise InputError(f'method.rank={rank} is larger than a matrix of {inputs} x {outputs} it acts on')
+
+
 def added(name: str) -> bool:
   """Whether a parameter is an adapter's, and not of the base."""
   return 'adapter' in name.split('/')
@@ -165,6 +179,18 @@ def adapt(
     shown=chosen + sorted(extra),
     merge=(lambda params: _merge(model, chosen, params)) if merges else None,
     **options,
+  )
+
+
+def adapt_more(method: Method, pattern: str, make: Callable[[Any, str, int], Adapter], **options: Any) -> Method:
+  """The method with adapters in more slots, as `adapt` puts them there with these options."""
+  more = adapt(method.model, pattern, make, **options)
+  return dataclasses.replace(
+    method,
+    model=more.model,
+    trains=lambda name: method.trains(name) or more.trains(name),
+    shown=method.shown + more.shown,
+    merge=method.merge and more.merge and (lambda params: method.merge(more.merge(params))),
   )
 
 

@@ -7,9 +7,7 @@ D's row i mod R. D [R, outputs] starts at zero. Trainable: rank * outputs a site
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Mapping
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -19,43 +17,41 @@ from jax.nn import initializers
 from ftlib.base.errors import InputError
 from ftlib.base.rng import Stream, dropout
 from ftlib.base.settings import setting
-from ftlib.models.layers import Axis, Proj, contract, param
+from ftlib.models.layers import Axis, Proj, contract, param, shape, size
 from ftlib.models.model import Model
-from ftlib.peft.method import Adapter, Method, adapt
+from ftlib.peft.exchange import renamed
+from ftlib.peft.method import Adapter, Method, Targets, adapt
 
 PEFT_TYPE = 'MISS'
-_PLAIN = {'bias': 'none', 'trainable_token_indices': None}  # all that is read
 
 
 @dataclasses.dataclass(frozen=True)
-class Config:
-  """`target`: pattern of site names; `also`: pattern of base parameters to train as well, such as the head."""
+class Config(Targets):
+  """`rank`: inputs of a shard; `dropout` of what the change reads."""
 
   rank: int = setting(16, low=1)
   dropout: float = setting(0.0, low=0, below=1)
-  target: str = r'attn/(q|v)$'
-  also: str = '^head/'
 
 
 class Miss(Adapter):
   """`d` [R, *outs]."""
 
   def __init__(self, site: Proj, name: str, salt: int, config: Config):
-    inputs = math.prod(a.size for a in site.ins)
-    if config.rank > inputs:
-      raise InputError(f'method.rank={config.rank} is larger than the {inputs} inputs of {name}; lower it')
+    self.ins, self.inputs = shape(site.ins), size(site.ins)
+    if config.rank > self.inputs:
+      raise InputError(f'method.rank={config.rank} is larger than the {self.inputs} inputs of {name}; lower it')
     self.d = param((Axis('rank', config.rank), *site.outs), initializers.zeros)
-    self.rank, self.rate, self.salt, self.ins = config.rank, config.dropout, salt, tuple(a.size for a in site.ins)
+    self.rank, self.rate, self.salt = config.rank, config.dropout, salt
 
   def __call__(self, site: Proj, x: jax.Array, y: jax.Array, stream: Stream | None) -> jax.Array:
     x = dropout(x, self.rate, None if stream is None else stream.at(f'miss/{self.salt}'))
-    lead, inputs = x.shape[: x.ndim - len(self.ins)], math.prod(self.ins)
-    x = jnp.pad(x.reshape(*lead, inputs), [(0, 0)] * len(lead) + [(0, -inputs % self.rank)])
+    lead = x.shape[: x.ndim - len(self.ins)]
+    x = jnp.pad(x.reshape(*lead, self.inputs), [(0, 0)] * len(lead) + [(0, -self.inputs % self.rank)])
     return y + contract(x.reshape(*lead, -1, self.rank).sum(-2), self.d[...], 1)
 
   def delta(self) -> jax.Array:
     d = self.d[...]
-    return d[np.arange(math.prod(self.ins)) % self.rank].reshape(*self.ins, *d.shape[1:])
+    return d[np.arange(self.inputs) % self.rank].reshape(*self.ins, *d.shape[1:])
 
 
 def build(config: Config, model: Model) -> Method:
@@ -63,18 +59,7 @@ def build(config: Config, model: Model) -> Method:
   return adapt(model, config.target, lambda site, name, salt: Miss(site, name, salt, config), also=config.also)
 
 
-def peft_config(config: Config) -> dict[str, Any]:
-  return {'r': config.rank, 'miss_dropout': config.dropout, 'init_weights': True}
-
-
-def config_of_peft(values: Mapping[str, Any]) -> dict[str, Any]:
-  """Fields of `Config` from PEFT's. Raises `InputError` for settings that ftlib does not compute."""
-  odd = [f'{k}={values[k]!r}' for k, plain in _PLAIN.items() if values.get(k, plain) not in (plain, None)]
-  if isinstance(values.get('init_weights'), str):  # 'bat' and 'mini' are other methods, not other starts
-    odd.append(f'init_weights={values["init_weights"]!r}')
-  if odd:
-    raise InputError(f'adapter_config.json: ftlib has no MiSS with {", ".join(odd)}')
-  return {'rank': values.get('r', 64), 'dropout': values.get('miss_dropout', 0.0)}
+peft_config, config_of_peft = renamed({'rank': 'r', 'dropout': 'miss_dropout'})
 
 
 def to_peft(config: Config, leaves: Mapping[str, np.ndarray], site: Proj) -> dict[str, np.ndarray]:
@@ -82,4 +67,4 @@ def to_peft(config: Config, leaves: Mapping[str, np.ndarray], site: Proj) -> dic
 
 
 def from_peft(config: Config, tensors: Mapping[str, np.ndarray], site: Proj) -> dict[str, np.ndarray]:
-  return {'d': tensors['miss_block'].reshape(config.rank, *(a.size for a in site.outs))}
+  return {'d': tensors['miss_block'].reshape(config.rank, *shape(site.outs))}

@@ -22,25 +22,22 @@ from jax.nn import initializers
 from ftlib.base.errors import InputError
 from ftlib.base.rng import Stream
 from ftlib.base.settings import setting
-from ftlib.models.layers import Axis, Proj, contract, param
+from ftlib.models.layers import Axis, Proj, contract, param, size
 from ftlib.models.model import Model
-from ftlib.peft.method import Adapter, Method, adapt
+from ftlib.peft.method import Adapter, Method, Targets, adapt
 
 HIGHEST = jax.lax.Precision.HIGHEST
 PEFT_TYPE = 'OFT'
-_PLAIN = {'coft': False, 'block_share': False, 'bias': 'none', 'trainable_token_indices': None}  # all that is read
 
 
 @dataclasses.dataclass(frozen=True)
-class Config:
+class Config(Targets):
   """`blocks`, where it is not 0, is the number of blocks, and `block_size` is not used. `neumann_terms` 0 solves for
-  the inverse; PEFT's default is 5. `target`: pattern of site names; `also`: of base parameters to train as well."""
+  the inverse; PEFT's default is 5."""
 
   block_size: int = setting(32, low=2)
   blocks: int = setting(0, low=0)
   neumann_terms: int = setting(0, low=0)
-  target: str = r'attn/(q|v)$'
-  also: str = '^head/'
 
   def __post_init__(self):
     if self.neumann_terms == 1:
@@ -51,7 +48,7 @@ class Oft(Adapter):
   """`skew` [N, S (S - 1) / 2]: the upper triangle of every block's Q, row by row."""
 
   def __init__(self, site: Proj, name: str, config: Config):
-    inputs = math.prod(a.size for a in site.ins)
+    inputs = size(site.ins)
     count, field = (config.blocks, 'blocks') if config.blocks else (config.block_size, 'block_size')
     if inputs % count or inputs == config.blocks:
       fit = [i for i in range(2, inputs + 1) if inputs % i == 0]
@@ -104,14 +101,14 @@ def peft_config(config: Config) -> dict[str, Any]:
 
 
 def config_of_peft(values: Mapping[str, Any]) -> dict[str, Any]:
-  """Fields of `Config` from PEFT's. Raises `InputError` for settings that ftlib does not compute."""
-  odd = [f'{k}={values[k]!r}' for k, plain in _PLAIN.items() if values.get(k, plain) not in (plain, None)]
+  """Fields of `Config` from PEFT's. Raises `InputError` for the series of an old PEFT."""
   series = values.get('use_cayley_neumann', True)
   version = str(values.get('peft_version') or '0.0').split('.')[:2]
   if series and tuple(int(n) for n in version) < (0, 18):
-    odd.append(f'use_cayley_neumann=True of PEFT {".".join(version)}, before 0.18, whose series was another')
-  if odd:
-    raise InputError(f'adapter_config.json: ftlib has no OFT with {", ".join(odd)}')
+    raise InputError(
+      f'adapter_config.json: ftlib has no OFT with use_cayley_neumann=True of PEFT {".".join(version)}, before 0.18, '
+      'whose series was another'
+    )
   got = {'blocks': values.get('r') or 0, 'neumann_terms': values.get('num_cayley_neumann_terms', 5) if series else 0}
   return got if got['blocks'] else {**got, 'block_size': values.get('oft_block_size', 32)}
 

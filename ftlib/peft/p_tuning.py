@@ -27,10 +27,10 @@ from ftlib.base.errors import InputError
 from ftlib.base.rng import Stream
 from ftlib.base.settings import setting
 from ftlib.base.types import ParamInfo
-from ftlib.models.layers import Axis, Proj, Prompt, contract, normal, param
+from ftlib.models.layers import Axis, Proj, Prompt, contract, normal, param, uniform
 from ftlib.models.model import Model
 from ftlib.peft.method import Adapter, Method, adapt
-from ftlib.peft.prompt import TENSOR, check_length, uniform, virtual_tokens, whole
+from ftlib.peft.prompt import TENSOR, check_length, virtual_tokens, whole
 
 PEFT_TYPE = 'P_TUNING'
 SITE = 'embed/prompt/adapter'

@@ -16,32 +16,25 @@ from jax.nn import initializers
 
 from ftlib.base.rng import Stream
 from ftlib.base.settings import setting
-from ftlib.models.layers import ACTIVATIONS, Hidden, param
+from ftlib.models.layers import Hidden, param, uniform
 from ftlib.models.model import Model
-from ftlib.peft.houlsby import Bottleneck
+from ftlib.peft.houlsby import Bottleneck, Common
 from ftlib.peft.method import Method, adapt
-
-UNIFORM = initializers.variance_scaling(1 / 3, 'fan_in', 'uniform')  # within 1 / sqrt(inputs)
 
 
 @dataclasses.dataclass(frozen=True)
-class Config:
+class Config(Common):
   """`scale`: s; `learn_scale`: whether it trains, one for each site. `target` with `attn/out$` is beside attention."""
 
-  reduction: int = setting(16, low=1)
-  activation: str = setting('relu', choices=tuple(ACTIVATIONS))
-  dropout: float = setting(0.0, low=0, below=1)
   scale: float = setting(4.0, above=0)
   learn_scale: bool = False
-  target: str = r'mlp/out$'
-  also: str = '^head/'
 
 
 class Parallel(Bottleneck):
   """A bottleneck on the part's input, and `scale` [] where it is learnt."""
 
   def __init__(self, site: Hidden, salt: int, config: Config):
-    super().__init__(site, salt, config, init=UNIFORM)
+    super().__init__(site, salt, config, init=uniform(site.axis.size))
     self.scale = param((), initializers.constant(config.scale)) if config.learn_scale else config.scale
 
   def __call__(self, site: Hidden, x: jax.Array, y: jax.Array, context: Any, stream: Stream | None) -> jax.Array:

@@ -10,22 +10,15 @@ from __future__ import annotations
 
 import dataclasses
 
-from ftlib.base.settings import setting
-from ftlib.models.layers import ACTIVATIONS, Hidden
+from ftlib.models.layers import Hidden
 from ftlib.models.model import Model
-from ftlib.peft.houlsby import Bottleneck
+from ftlib.peft.houlsby import Bottleneck, Common
 from ftlib.peft.method import Method, adapt
 
 
 @dataclasses.dataclass(frozen=True)
-class Config:
-  """`reduction`: the model's size over the bottleneck's (the paper tried 2, 16 and 64)."""
-
-  reduction: int = setting(16, low=1)
-  activation: str = setting('relu', choices=tuple(ACTIVATIONS))
-  dropout: float = setting(0.0, low=0, below=1)
-  target: str = r'mlp/out$'
-  also: str = '^head/'
+class Config(Common):
+  """The paper tried `reduction` 2, 16 and 64."""
 
 
 def build(config: Config, model: Model) -> Method:

@@ -25,10 +25,10 @@ from ftlib.base.errors import InputError
 from ftlib.base.rng import Stream
 from ftlib.base.settings import setting
 from ftlib.base.types import ParamInfo
-from ftlib.models.layers import Axis, Embed, Memory, Proj, Shared, normal, param
+from ftlib.models.layers import Axis, Embed, Memory, Positions, Proj, Shared, normal, param, uniform
 from ftlib.models.model import Model
-from ftlib.peft.method import Adapter, Method, adapt
-from ftlib.peft.prompt import TENSOR, check_length, uniform, virtual_tokens, whole
+from ftlib.peft.method import Adapter, Method, adapt, adapt_more
+from ftlib.peft.prompt import TENSOR, check_length, virtual_tokens, whole
 
 PEFT_TYPE = 'PREFIX_TUNING'
 SHARED = 'shared/adapter'
@@ -82,7 +82,7 @@ class Slice(Adapter):
 
 
 class After(Adapter):
-  """Positions that follow those of the prefix; it has no parameters."""
+  """Positions that follow those of the prefix, in a table; it has no parameters."""
 
   def __init__(self, length: int):
     self.length = length
@@ -91,20 +91,30 @@ class After(Adapter):
     return jnp.take(site.table[...], ids + self.length, axis=0, mode='clip')
 
 
+class Turned(Adapter):
+  """The same for queries and keys that are turned by their positions; the prefix's own keys are not."""
+
+  def __init__(self, length: int):
+    self.length = length
+
+  def __call__(self, site: Positions, positions_BL: jax.Array) -> jax.Array:
+    return positions_BL + self.length
+
+
 def build(config: Config, model: Model) -> Method:
   """A prefix in every layer that `target` matches."""
   check_length(config.length, model)
   embed = Axis('embed', model.config.embed)
   hidden = Axis('hidden', config.hidden or embed.size)
-  slot = (lambda site: Slice(site, hidden)) if config.reparametrise else (lambda site: Vectors(site, config))
-  method = adapt(model, config.target, lambda site, name, salt: slot(site), kind=Memory, also=config.also)
-  after = lambda site, name, salt: After(config.length)  # noqa: E731
-  adapted, parts = adapt(method.model, '^embed/position$', after, kind=Embed).model, method.trains
-  if config.reparametrise:
-    table = lambda site, name, salt: Table(config, embed, hidden, model.compute)  # noqa: E731
-    adapted = adapt(adapted, '^shared$', table, kind=Shared).model
-  trains = lambda name: parts(name) or name.startswith(f'{SHARED}/')  # noqa: E731
-  return dataclasses.replace(method, model=adapted, trains=trains, tokens=config.length, identity=False)
+  make = lambda site, *_: Slice(site, hidden) if config.reparametrise else Vectors(site, config)  # noqa: E731
+  options = {'also': config.also, 'tokens': config.length, 'identity': False}
+  method = adapt(model, config.target, make, kind=Memory, **options)
+  kind, after = (Embed, After) if 'embed/position' in model.sites(Embed) else (Positions, Turned)
+  method = adapt_more(method, '^embed/(position|turn)$', lambda *_: after(config.length), kind=kind)
+  if not config.reparametrise:
+    return method
+  table = lambda site, name, salt: Table(config, embed, hidden, model.compute)  # noqa: E731
+  return adapt_more(method, '^shared$', table, kind=Shared)
 
 
 def peft_config(config: Config) -> dict[str, Any]:

@@ -21,7 +21,7 @@ from ftlib.base.errors import InputError
 from ftlib.base.rng import Stream
 from ftlib.base.settings import setting
 from ftlib.base.types import Flat, ParamInfo
-from ftlib.models.layers import Axis, Init, Prompt, normal, param
+from ftlib.models.layers import Axis, Prompt, normal, param
 from ftlib.models.model import Model
 from ftlib.peft.method import Adapter, Method, adapt
 
@@ -51,12 +51,6 @@ class Vectors(Adapter):
 
   def __call__(self, site: Prompt, stream: Stream | None) -> jax.Array:
     return self.vectors[...]
-
-
-def uniform(inputs: int) -> Init:
-  """Uniform within 1 / sqrt(inputs)."""
-  bound = inputs**-0.5
-  return lambda key, shape, dtype: jax.random.uniform(key, shape, dtype, -bound, bound)
 
 
 def build(config: Config, model: Model) -> Method:

@@ -23,7 +23,6 @@ counts.
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -37,20 +36,18 @@ from ftlib.base.errors import InputError, listing
 from ftlib.base.rng import Stream
 from ftlib.base.settings import setting
 from ftlib.base.types import Flat
-from ftlib.models.layers import Axis, Proj, contract, param
+from ftlib.models.layers import Axis, Proj, contract, param, size
 from ftlib.models.model import Model
-from ftlib.peft.method import Adapter, Gradient, Method, adapt
+from ftlib.peft.method import Adapter, Gradient, Method, Targets, adapt
 
 CHOICES = ('fisher', 'magnitude', 'gradient', 'movement', 'movers', 'random')
 PEFT_TYPE = 'SHIRA'
 
 
 @dataclasses.dataclass(frozen=True)
-class Config:
+class Config(Targets):
   """`density`: share of a matrix that trains; `rank` above 0 counts as LoRA of that rank instead. `rows`: training rows
-  that gradients are taken over. `of`: folder of a finished run, for 'movers'. `target`: pattern of site names; `also`:
-  pattern of base parameters to train as well.
-  """
+  that gradients are taken over. `of`: folder of a finished run, for 'movers'."""
 
   choose: str = setting('fisher', choices=CHOICES)
   density: float = setting(0.005, above=0, high=1)
@@ -58,7 +55,6 @@ class Config:
   rows: int = setting(256, low=1)
   of: str = ''
   target: str = '^layers/'
-  also: str = '^head/'
 
 
 class Sparse(Adapter):
@@ -67,7 +63,7 @@ class Sparse(Adapter):
   KEPT = ('indices',)
 
   def __init__(self, site: Proj, config: Config):
-    inputs, outputs = _sides(site)
+    inputs, outputs = size(site.ins), size(site.outs)
     count = config.rank * (inputs + outputs) or max(1, round(config.density * inputs * outputs))
     if count > inputs * outputs:
       raise InputError(
@@ -147,11 +143,6 @@ def _sample(key: jax.Array, size: int, count: int) -> jax.Array:
   return jnp.sort(jax.random.choice(key, size, (count,), replace=False))
 
 
-def _sides(site: Proj) -> tuple[int, int]:
-  inputs, outputs = (math.prod(a.size for a in axes) for axes in (site.ins, site.outs))
-  return inputs, outputs
-
-
 # PEFT's SHiRA. Its indices are (output, input) pairs, in the order of [outputs, inputs].
 
 
@@ -171,7 +162,7 @@ def config_of_peft(values: Mapping[str, Any]) -> dict[str, Any]:
 
 def to_peft(config: Config, leaves: Mapping[str, np.ndarray], site: Proj) -> dict[str, np.ndarray]:
   """One site's `shira_weight` [N] and `shira_indices` int32 [2, N]."""
-  i, o = np.divmod(np.asarray(leaves['indices']), _sides(site)[1])
+  i, o = np.divmod(np.asarray(leaves['indices']), size(site.outs))
   order = np.lexsort((i, o))
   return {
     'shira_weight': np.asarray(leaves['values'])[order],
@@ -181,7 +172,7 @@ def to_peft(config: Config, leaves: Mapping[str, np.ndarray], site: Proj) -> dic
 
 def from_peft(config: Config, tensors: Mapping[str, np.ndarray], site: Proj) -> dict[str, np.ndarray]:
   """The inverse. Raises `InputError` for an entry outside the matrix or named twice."""
-  (o, i), (inputs, outputs) = np.asarray(tensors['shira_indices']).astype(np.int64), _sides(site)
+  (o, i), inputs, outputs = np.asarray(tensors['shira_indices']).astype(np.int64), size(site.ins), size(site.outs)
   flat = i * outputs + o
   inside = (i >= 0) & (i < inputs) & (o >= 0) & (o < outputs)
   if not inside.all() or len(np.unique(flat)) != len(flat):

@@ -11,7 +11,6 @@ import dataclasses
 import functools
 import math
 from collections.abc import Mapping
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -22,21 +21,22 @@ from ftlib.base import trees
 from ftlib.base.errors import InputError
 from ftlib.base.rng import Stream, dropout
 from ftlib.base.settings import setting
-from ftlib.models.layers import Axis, Proj, contract, param
+from ftlib.models.layers import Axis, Proj, contract, param, shape, size
 from ftlib.models.model import Model
-from ftlib.peft.method import Adapter, Method, adapt
+from ftlib.peft.exchange import renamed
+from ftlib.peft.method import Adapter, Method, Targets, adapt
+
+PEFT_TYPE = 'VERA'
 
 
 @dataclasses.dataclass(frozen=True)
-class Config:
-  """`seed` gives the matrices; `target`: pattern of site names; `also`: pattern of base parameters to train as well."""
+class Config(Targets):
+  """`seed` gives the matrices."""
 
   rank: int = setting(256, low=1)
   seed: int = setting(0, low=0, high=2**32 - 1)
   d_initial: float = setting(0.1)
   dropout: float = setting(0.0, low=0, below=1)
-  target: str = r'attn/(q|v)$'
-  also: str = '^head/'
 
 
 @functools.lru_cache(maxsize=4)
@@ -61,7 +61,7 @@ class Vera(Adapter):
   def __init__(self, site: Proj, salt: int, widest: tuple[int, int], config: Config):
     self.d = param((Axis('rank', config.rank),), initializers.constant(config.d_initial))
     self.b = param(site.outs, initializers.zeros)
-    self.ins, self.outs = (tuple(a.size for a in axes) for axes in (site.ins, site.outs))
+    self.ins, self.outs = shape(site.ins), shape(site.outs)
     self.drawn, self.rate, self.salt = (config.seed, config.rank, *widest), config.dropout, salt
 
   def frozen(self) -> tuple[np.ndarray, np.ndarray]:
@@ -84,38 +84,14 @@ def build(config: Config, model: Model) -> Method:
   """VeRA on every site that `target` matches."""
   sites = model.sites()
   chosen = [sites[n] for n in trees.matching(config.target, sites, field='method.target', what='sites')]
-  size = lambda axes: math.prod(a.size for a in axes)  # noqa: E731
   widest = max(size(s.ins) for s in chosen), max(size(s.outs) for s in chosen)
   return adapt(model, config.target, lambda site, name, salt: Vera(site, salt, widest, config), also=config.also)
 
 
-PEFT_TYPE = 'VERA'
-
-
-def peft_config(config: Config) -> dict[str, Any]:
-  """What adapter_config.json says of a Config."""
-  return {
-    'r': config.rank,
-    'projection_prng_key': config.seed,
-    'd_initial': config.d_initial,
-    'vera_dropout': config.dropout,
-    'save_projection': True,
-    'bias': 'none',
-    'fan_in_fan_out': False,
-  }
-
-
-def config_of_peft(values: Mapping[str, Any]) -> dict[str, Any]:
-  """The fields of Config that adapter_config.json gives."""
-  for name, plain in (('bias', 'none'), ('fan_in_fan_out', False)):
-    if values.get(name, plain) != plain:
-      raise InputError(f'adapter_config.json: {name}={values[name]!r} is not supported for VERA, only {plain!r}')
-  return {
-    'rank': values.get('r', 256),
-    'seed': values.get('projection_prng_key', 0),
-    'd_initial': values.get('d_initial', 0.1),
-    'dropout': values.get('vera_dropout', 0.0),
-  }
+peft_config, config_of_peft = renamed(
+  {'rank': 'r', 'seed': 'projection_prng_key', 'd_initial': 'd_initial', 'dropout': 'vera_dropout'},
+  save_projection=True,
+)
 
 
 def to_peft(config: Config, leaves: Mapping[str, np.ndarray], site: Proj) -> dict[str, np.ndarray]:
@@ -123,7 +99,7 @@ def to_peft(config: Config, leaves: Mapping[str, np.ndarray], site: Proj) -> dic
 
 
 def from_peft(config: Config, tensors: Mapping[str, np.ndarray], site: Proj) -> dict[str, np.ndarray]:
-  return {'d': tensors['vera_lambda_d'], 'b': tensors['vera_lambda_b'].reshape([a.size for a in site.outs])}
+  return {'d': tensors['vera_lambda_d'], 'b': tensors['vera_lambda_b'].reshape(shape(site.outs))}
 
 
 def shared_to_peft(config: Config, site: Proj) -> dict[str, np.ndarray]:

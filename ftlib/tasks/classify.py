@@ -11,9 +11,10 @@ import numpy as np
 
 from ftlib.base.errors import InputError, did_you_mean, listing
 from ftlib.base.settings import setting
-from ftlib.base.types import Head, Outputs
+from ftlib.base.types import Batch, Head, Outputs
 from ftlib.data import tokens
 from ftlib.data.batches import Examples
+from ftlib.data.labels import Columns
 from ftlib.data.preparation import label_values
 from ftlib.evals import metrics
 
@@ -22,17 +23,18 @@ OBJECTIVE = 'classification'
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-  """`text`, `pair` (or ''), `label`: names of columns. `pooling`: what the head sees of a row."""
+  """`text`, `pair` (or ''), `label`: names of columns. `pooling`: what the head sees of a row, the first
+  token, the mean or the last; '' is the first of an encoder's and the last of a decoder's."""
 
   text: str = 'text'
   pair: str = ''
   label: str = 'label'
-  pooling: str = setting('cls', choices=('cls', 'mean'))
+  pooling: str = setting('', choices=('', 'cls', 'mean', 'last'))
 
 
-def columns(config: Config) -> tuple[list[str], str]:
-  """(text columns, label column)."""
-  return [config.text] + ([config.pair] if config.pair else []), config.label
+def columns(config: Config) -> Columns:
+  """What is read of the data."""
+  return Columns([config.text] + ([config.pair] if config.pair else []), config.label, 'class')
 
 
 def build(config: Config, *, train: Sequence[Mapping[str, Any]] | None, known: list | None) -> Classify:
@@ -65,6 +67,15 @@ class Classify:
   def head(self) -> Head:
     return Head('classify', len(self.labels), self.config.pooling)
 
+  @property
+  def about(self) -> str:
+    names = [str(l) for l in self.labels]
+    return f'{len(names)} labels: {", ".join(names[:10])}' + (f', ... ({len(names)})' if len(names) > 10 else '')
+
+  @property
+  def metric_names(self) -> dict[str, bool]:
+    return metrics.classification_names(len(self.labels))
+
   def examples(self, rows: Sequence[Mapping[str, Any]], tokenizer: Any, *, limit: int) -> Examples:
     c = self.config
     index = {v: i for i, v in enumerate(self.labels)}
@@ -92,7 +103,7 @@ class Classify:
       f'  label list: {", ".join(names[:20])}'
     )
 
-  def predict(self, outputs: Outputs) -> dict[str, jax.Array]:
+  def predict(self, outputs: Outputs, batch: Batch) -> dict[str, jax.Array]:
     return {'probabilities': jax.nn.softmax(outputs.logits.astype(np.float32))}
 
   def metrics(self, examples: Examples, predictions: Mapping[str, np.ndarray]) -> dict[str, Any]:

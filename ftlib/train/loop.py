@@ -47,6 +47,7 @@ class Progress:
   evaluations_without_gain: int = 0
   tokens: int = 0  # counted, padding left out
   seconds: float = 0.0  # in training steps, without compiling, evaluating and saving
+  window: list[dict[str, Any]] = dataclasses.field(default_factory=list)  # of the steps that the next row is a mean of
 
   def out_of_patience(self, plan: Plan) -> bool:
     return plan.patience is not None and self.evaluations_without_gain >= plan.patience
@@ -75,22 +76,24 @@ def fit(
 ) -> TrainState:
   """Trains from `state.step` to `plan.steps`, or until patience ends; gives the last state, saved.
 
-  `batches` gives (row numbers, batch, counted tokens). Raises `Diverged` on a loss or gradient that is not finite,
-  naming the step and its rows, with the last good checkpoint kept; `Stopped` after a signal, once the state is saved.
+  `batches` gives (row numbers, batch, counted tokens). The log gets a row each `log_every` steps and at the last one,
+  each a mean over the `log_every` steps up to it, wherever the run was resumed. Raises `Diverged` on a loss or gradient
+  that is not finite, naming the step and its rows, with the last good checkpoint kept; `Stopped` after a signal, once
+  the state is saved.
   """
   done = int(state.step)
-  watch = _Watch(plan, hooks, log, step)
+  watch = _Watch(plan, progress, hooks, log, step)
   with Signals() as signals:
     while done < plan.steps and not progress.out_of_patience(plan):
       rows, batch, tokens = next(batches)
-      watch.begin()
+      watch.begin(batch)
       state, sums = step(state, frozen, batch)
       done += 1
       last = done == plan.steps
       evaluates = last or done % plan.eval_every == 0
       caught = signals.caught  # read once: one that comes later is obeyed after the next step
       saves = last or done % plan.save_every == 0 or bool(caught)
-      watch.end(done, rows, sums, tokens, progress, settle=evaluates or saves)
+      watch.end(done, rows, sums, tokens, settle=evaluates or saves)
       if evaluates or saves:
         watch.check(done, rows, state.trainable)
       metric = None
@@ -125,6 +128,11 @@ def _evaluated(plan: Plan, metrics: dict[str, Any], progress: Progress, log: Any
   return value
 
 
+def _mean(pairs: list[list[float]]) -> float:
+  """Of (sum, weight) pairs."""
+  return sum(total for total, _ in pairs) / max(sum(weight for _, weight in pairs), 1e-30)
+
+
 @jax.jit
 def _finite(tree: Params) -> Any:
   return jax.tree.map(lambda x: jnp.isfinite(x).all(), tree)
@@ -133,51 +141,63 @@ def _finite(tree: Params) -> Any:
 class _Watch:
   """Looks at each step's sums one step late: finite? how fast? a line of the log each `log_every` steps."""
 
-  def __init__(self, plan: Plan, hooks: Hooks, log: Any, step: Compiled):
-    self._plan, self._hooks, self._log, self._step = plan, hooks, log, step
-    self._pending: tuple[int, np.ndarray, dict] | None = None
+  def __init__(self, plan: Plan, progress: Progress, hooks: Hooks, log: Any, step: Compiled):
+    self._plan, self._progress, self._hooks, self._log, self._step = plan, progress, hooks, log, step
+    self._waiting: list[tuple[int, np.ndarray, dict, int]] = []  # steps whose sums were not looked at yet
     self._began = self._compiled = 0.0
-    self._sums: dict[str, np.ndarray] = {}
-    self._tokens, self._seconds = 0, 0.0
+    self._steps, self._seconds = 0, 0.0  # of this process
     self._shapes = 0
 
-  def begin(self) -> None:
+  def begin(self, batch: Batch) -> None:
+    """Before a step. One that compiles waits for the step before, whose time would else hide behind the compiling."""
+    if batch['tokens'].shape not in self._step.shapes:
+      self._settle()
     if not self._began:
       self._began, self._compiled = time.perf_counter(), self._step.seconds
 
-  def end(self, done: int, rows: np.ndarray, sums: dict, tokens: int, progress: Progress, *, settle: bool) -> None:
+  def end(self, done: int, rows: np.ndarray, sums: dict, tokens: int, *, settle: bool) -> None:
     """Takes in a step. `settle` waits for it, so that nothing is evaluated or saved before it is known to be finite."""
     self._warn_of_shapes(done)
-    if self._pending is not None:
-      self._look(*self._pending)
-    self._pending = (done, rows, sums)
+    if not settle:
+      self._look()
+    self._waiting.append((done, rows, sums, tokens))
     if settle:
-      self._look(*self._pending)
-      self._pending = None
-    now = time.perf_counter()
-    seconds = now - self._began - (self._step.seconds - self._compiled)
-    self._began, self._compiled = (0.0 if settle else now), self._step.seconds
-    self._tokens += tokens
-    self._seconds += seconds
-    progress.tokens += tokens
-    progress.seconds += seconds
+      self._settle()
 
-  def _look(self, done: int, rows: np.ndarray, sums: dict) -> None:
-    sums = jax.device_get(sums)
+  def _settle(self) -> None:
+    self._look()
+    self._began = 0.0
+
+  def _look(self) -> None:
+    """At the steps that wait, which have an equal share of the time since the last look."""
+    waiting, self._waiting = self._waiting, []
+    found = jax.device_get([sums for _, _, sums, _ in waiting])
+    now, compiled = time.perf_counter(), self._step.seconds
+    elapsed = now - self._began - (compiled - self._compiled)
+    if waiting:
+      self._began, self._compiled = now, compiled
+    for (done, rows, _, tokens), sums in zip(waiting, found, strict=True):
+      self._take(done, rows, sums, tokens, elapsed / len(waiting))
+
+  def _take(self, done: int, rows: np.ndarray, sums: dict, tokens: int, seconds: float) -> None:
     norm = float(sums.pop('grad_norm'))
-    total, weight = sums['loss']
-    loss = float(total) / max(float(weight), 1e-30)
+    sums = {name: [float(total), float(weight)] for name, (total, weight) in sums.items()}
+    loss = _mean([sums['loss']])
     if not (math.isfinite(loss) and math.isfinite(norm)):
       raise self.diverged(f'step {done}: loss {loss}, gradient norm {norm}', rows)
-    for name, pair in sums.items():
-      self._sums[name] = self._sums.get(name, 0) + np.asarray(pair, np.float64)
+    self._progress.tokens += tokens
+    self._progress.seconds += seconds
+    self._steps, self._seconds = self._steps + 1, self._seconds + seconds
+    window = self._progress.window
+    window.append({'sums': sums, 'tokens': tokens, 'seconds': seconds})
+    del window[: -self._plan.log_every]
     rate = self._hooks.learning_rate(done - 1)
-    speed = self._tokens / self._seconds if self._seconds else None
+    speed = sum(step['tokens'] for step in window) / max(sum(step['seconds'] for step in window), 1e-9)
     if done % self._plan.log_every == 0 or done == self._plan.steps:
-      means = {n: float(s / max(w, 1e-30)) for n, (s, w) in self._sums.items()}
+      means = {name: _mean([step['sums'][name] for step in window]) for name in sums}
       self._log.row(done, 'train', {**means, 'learning_rate': rate, 'grad_norm': norm, 'tokens_per_second': speed})
-      self._sums, self._tokens, self._seconds = {}, 0, 0.0
-    self._log.progress(done, loss=loss, learning_rate=rate, tokens_per_second=speed)
+    left = self._seconds / self._steps * (self._plan.steps - done)
+    self._log.progress(done, loss=loss, learning_rate=rate, tokens_per_second=speed, seconds_left=left)
 
   def check(self, done: int, rows: np.ndarray, trainable: Params) -> None:
     """Raises `Diverged` where a parameter is not finite: an update can overflow though loss and gradient did not."""

@@ -83,12 +83,12 @@ def accumulate(grad: Callable, trainable: Params, frozen: Params, batch: Batch, 
   return jax.lax.scan(body, zeros, pieces)[0]
 
 
-def make_eval_step(apply: Apply, objective: Callable[..., Sums], predict: Callable[[Outputs], dict[str, jax.Array]]):
+def make_eval_step(apply: Apply, objective: Callable[..., Sums], predict: Callable[[Outputs, Batch], dict]):
   """`(own, frozen, batch) -> (sums, predictions)`, without dropout; predictions are arrays [B, ...]."""
 
   def eval_step(own: Params, frozen: Params, batch: Batch):
     params = trees.join(own, frozen)
     outputs = apply(params, batch, None)
-    return objective(lambda *_: outputs, batch, None), predict(outputs)
+    return objective(lambda *_: outputs, batch, None), predict(outputs, batch)
 
   return eval_step

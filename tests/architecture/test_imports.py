@@ -20,7 +20,11 @@ MAY_IMPORT = {  # folder -> what of ftlib its files may import
   'models': ('base', 'models'),
   'peft': ('base', 'models', 'peft'),
   'data': ('base', 'data'),
-  'tasks': ('base', 'data', 'tasks', 'evals.metrics'),
+  'generation': ('base', 'models', 'generation'),
+  'tasks': (
+    *('base', 'data', 'tasks'),
+    *('evals.metrics', 'evals.text_metrics', 'generation.settings', 'objectives.vocabulary'),
+  ),
   'objectives': ('base', 'objectives'),
   'optim': ('base', 'optim'),
   'train': ('base', 'train'),

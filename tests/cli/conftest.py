@@ -78,6 +78,14 @@ def trained(no_report, tmp_path_factory, tiny_bert, toy_data):
   return types.SimpleNamespace(folder=folder, config=make)
 
 
+@pytest.fixture(scope='package')
+def full(trained):
+  """A run of method=full on the same base, with checkpoints 1 and 2. Copy it before you change it."""
+  folder = trained.folder.with_name('full')
+  fine_tune.run(trained.config(method='full', train__steps=2, train__eval_every=1, optim__learning_rate=1e-3), folder)
+  return folder
+
+
 @pytest.fixture
 def copied(trained, workdir):
   """`workdir`, holding a copy of the trained run."""
@@ -112,7 +120,7 @@ def program(capfd, monkeypatch):
   """`program('train.py', '--flag')`: (exit status, stdout, stderr) of an entry point, in this process."""
 
   def run(name, *argv):
-    for flag in ('workdir', 'config', 'split', 'checkpoint', 'output', 'traceback'):
+    for flag in ('workdir', 'config', 'split', 'checkpoint', 'adapters', 'output', 'traceback'):
       if flag in flags.FLAGS:
         delattr(flags.FLAGS, flag)
     flags.FLAGS.unparse_flags()

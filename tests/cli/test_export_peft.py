@@ -72,6 +72,7 @@ def own(built):
 
 def test_what_is_written(exported, tiny_bert):
   assert sorted(p.name for p in exported.iterdir()) == [
+    'README.md',
     'adapter_config.json',
     'adapter_model.safetensors',
     'ftlib.json',

@@ -290,7 +290,7 @@ def test_help(program, monkeypatch, flag):
   assert done.status == 0
   assert '--checkpoint=...' in done.out
   assert '(default: best)' in done.out
-  assert '--config=...' not in done.out
+  assert '--config=...' in done.out
 
 
 def test_help_of_a_config(program):
@@ -312,8 +312,9 @@ def test_eval_flags(program, fails, monkeypatch):
     ('w', {'split': 'test', 'checkpoint': 'best'}),
     ('w', {'split': 'validation', 'checkpoint': '4'}),
   ]
-  fails('--config.data.path=x', '--workdir=w', words=['eval.py takes no config'], name='eval.py')
-  fails('--config=configs/quickstart.py', words=['--config is no flag of eval.py', '--split'], name='eval.py')
+  fails('--config.data.path=x', '--workdir=w', words=['changes a config, and there is none'], name='eval.py')
+  fails('--config=configs/quickstart.py', '--workdir=w', words=['--config judges', 'are of runs'], name='eval.py')
+  fails('--workdir=w', '--output=x', words=['--output goes with --config'], name='eval.py')
   fails('--spilt=test', words=['--spilt', 'did you mean "split"?'], name='eval.py')
   monkeypatch.undo()
   fails(words=['give the run folder', '--workdir=runs/NAME'], name='eval.py')

@@ -22,15 +22,14 @@ def as_compiled(step: Compiled) -> float:
   return executable.cost_analysis()['flops']
 
 
-def of_step(r: Run, *, dtype: Any = None) -> float:
-  """Operations of the matrix products in a step of a run (of numbers of `dtype` alone): a multiplication and an
-  addition are two."""
+def of_step(r: Run) -> float:
+  """Operations of the matrix products in a step of a run: a multiplication and an addition are two."""
   step = make_train_step(r.method.model.apply, r.objective, r.optimizer.tx)
-  return of_jaxpr(jax.make_jaxpr(step)(*runs.shapes(r), r.batch(0)[1]).jaxpr, dtype)
+  return of_jaxpr(jax.make_jaxpr(step)(*runs.shapes(r), r.batch(0)[1]).jaxpr)
 
 
 def of_jaxpr(jaxpr: Any, dtype: Any = None) -> float:
-  """The same of a jaxpr, loops multiplied out."""
+  """The same of a jaxpr (of numbers of `dtype` alone), loops multiplied out."""
   total = 0.0
   for eqn in jaxpr.eqns:
     wanted = dtype is None or all(v.aval.dtype == dtype for v in eqn.invars)

@@ -66,7 +66,7 @@ def test_ratios_disjoint_and_whole(tmp_path, count, split, label):
     assert rows.name == name
     numbers = [int(t[1:]) for t in texts(data, name)]
     assert numbers == sorted(numbers)  # in the order of the source
-    assert [rows.where(i) for i in range(len(rows))] == [f'a.jsonl:{n + 1}' for n in numbers]
+    assert [rows.where(i) for i in range(len(rows))] == [f'{tmp_path}/a.jsonl:{n + 1}' for n in numbers]
   assert any('split into' in note for note in data.notes)
 
 
@@ -136,7 +136,7 @@ def test_validation_is_carved_out_of_train(tmp_path):
   assert sizes(data) == {'train': 60, 'validation': 30, 'test': 7}
   assert not set(texts(data, 'train')) & set(texts(data, 'validation'))
   assert data.splits['validation'].name == 'validation'
-  assert data.splits['validation'].where(0).startswith('train.jsonl:')
+  assert data.splits['validation'].where(0).startswith(f'{tmp_path}/train.jsonl:')
   assert any('30 rows of train were set apart' in note for note in data.notes)
 
 
@@ -207,7 +207,7 @@ def test_keep(tmp_path):
   data = prepared(path, keep='label=0|2; lang=en ;ok=true')
   left = [r for part in data.splits.values() for r in part]
   assert sorted(int(r['text'][1:]) for r in left) == [i for i in range(6, 60) if i % 3 != 1 and i % 2]
-  assert 'a.jsonl: 18 of 60 rows kept by data.keep' in data.notes
+  assert f'{path}: 18 of 60 rows kept by data.keep' in data.notes
   assert data.fingerprint != prepared(path).fingerprint
 
 
@@ -278,8 +278,8 @@ def test_bad_rows(tmp_path, case):
   assert '--config.data.on_bad_row=skip' in message
   data = prepared(path, on_bad_row='skip')
   assert texts(data, 'train') == [f't{i}' for i in range(100) if i != 16]
-  assert data.splits['train'].where(16) == 'train.jsonl:18'
-  assert f'train.jsonl: 1 of 100 rows skipped, the first train.jsonl:17: {says}' in data.notes
+  assert data.splits['train'].where(16) == f'{path}/train.jsonl:18'
+  assert f'{path}/train.jsonl: 1 of 100 rows skipped, the first {path}/train.jsonl:17: {says}' in data.notes
 
 
 def test_no_more_than_a_twentieth_is_skipped(tmp_path):
@@ -311,7 +311,7 @@ def test_second_text_is_checked(tmp_path):
 def test_unknown_columns(tmp_path, settings, field, near):
   rows = rows_of(30, text_b=lambda i: 'x', user=lambda i: i)
   message = failure(folder(tmp_path, train=rows), **settings)
-  assert message.startswith(f'{field}: train.jsonl has no column')
+  assert message.startswith(f'{field}: {tmp_path}/train.jsonl has no column')
   assert f'did you mean "{near}"?' in message
   assert f'--config.{field}=' in message
   assert '  text_b' in message

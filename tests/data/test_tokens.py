@@ -9,7 +9,7 @@ import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
 from ftlib.base.errors import InputError
-from ftlib.data import tokens
+from ftlib.data import batches, tokens
 
 WORDS = ['[PAD]', '[UNK]', '[CLS]', '[SEP]', '[MASK]', '[', ']', 'sep', 'cls', 'mask', 'pad', *'abcdefghij']
 ID = {w: i for i, w in enumerate(WORDS)}
@@ -130,3 +130,50 @@ def test_folders_without_a_usable_tokenizer(tmp_path):
     tokens.load(tmp_path / 'empty')
   with pytest.raises(InputError, match='no padding token'):
     tokens.load(write(tmp_path / 'no_pad', pad=False))
+
+
+def roberta(folder):
+  """A byte-level BPE as RoBERTa has it: `<s> A </s></s> B </s>`, and no token types."""
+  special = ['<s>', '<pad>', '</s>', '<unk>', '<mask>']
+  vocab = {w: i for i, w in enumerate([*special, *'abcdefghij', 'Ġ', *(f'Ġ{c}' for c in 'abcdefghij')])}
+  inner = Tokenizer(models.BPE(vocab, [('Ġ', c) for c in 'abcdefghij'], unk_token='<unk>'))
+  inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+  inner.add_special_tokens(special)
+  inner.post_processor = processors.RobertaProcessing(('</s>', 2), ('<s>', 0), add_prefix_space=False)
+  folder.mkdir()
+  inner.save(str(folder / 'tokenizer.json'))
+  names = {'bos': '<s>', 'eos': '</s>', 'cls': '<s>', 'sep': '</s>', 'pad': '<pad>', 'unk': '<unk>', 'mask': '<mask>'}
+  config = {'tokenizer_class': 'RobertaTokenizer', 'add_prefix_space': False, 'model_max_length': 64}
+  (folder / 'tokenizer_config.json').write_text(json.dumps({**config, **{f'{k}_token': v for k, v in names.items()}}))
+  return folder, vocab
+
+
+def test_a_tokenizer_without_token_types(tmp_path):
+  """Pairs of RoBERTa's kind: two separators between the texts, all of type 0; the model has one type."""
+  folder, vocab = roberta(tmp_path / 'roberta')
+  tokenizer = tokens.load(folder)
+  word = {i: w for w, i in vocab.items()}
+
+  def encoded(texts, pairs, limit):
+    got = tokens.encode(tokenizer, texts, pairs, limit=limit)
+    tokens.check_ids(got, vocab=len(vocab), types=1, where='here')
+    assert got.types.dtype == np.int32
+    assert got.types.shape == got.ids.shape
+    assert not got.types.any()
+    return [' '.join(word[i] for i in got.ids[a:b]) for a, b in zip(got.offsets, got.offsets[1:], strict=False)]
+
+  assert encoded(['a b', ''], None, 9) == ['<s> a Ġb </s>', '<s> </s>']
+  assert encoded(['a b', 'c'], ['d', 'e f'], 9) == ['<s> a Ġb </s> </s> d </s>', '<s> c </s> </s> e Ġf </s>']
+  assert encoded(['a b c d e f'], ['g h'], 9) == ['<s> a Ġb Ġc </s> </s> g Ġh </s>']
+  assert encoded(['a </s> b'], ['c'], 99)[0].split().count('</s>') == 3
+
+
+def test_types_of_pairs_reach_the_batch(tokenizer):
+  """Where a tokenizer has types, those of the second text are 1, in the batch too, and padding is 0."""
+  got = tokens.encode(tokenizer, ['a b', 'c'], ['d', 'e f g'], limit=9)
+  batch = batches.collate(batches.Examples(got, {}), [1, 0], size=2, edges=(16,), pad_id=0)
+  assert [''.join(map(str, row)) for row in batch['types'][:, :9]] == ['000111100', '000011000']
+  assert [' '.join(WORDS[i] for i in row) for row in batch['tokens'][:, :7]] == [
+    '[CLS] c [SEP] e f g [SEP]',
+    '[CLS] a b [SEP] d [SEP] [PAD]',
+  ]

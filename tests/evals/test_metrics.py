@@ -197,3 +197,72 @@ def test_import_is_light():
   """Tasks import this file: neither JAX nor scikit-learn may load before a metric is asked for."""
   code = 'import sys, ftlib.evals.metrics; print(sorted({"jax", "sklearn", "matplotlib"} & set(sys.modules)))'
   assert subprocess.run([sys.executable, '-c', code], capture_output=True, text=True).stdout.strip() == '[]'
+
+
+# Regression
+
+
+def scores(N=200, seed=0, ties=False):
+  rng = np.random.default_rng(seed)
+  x = rng.integers(0, 6, N).astype(float) if ties else rng.normal(size=N)
+  return x, x + rng.normal(size=N) * (1 if not ties else 2) + 3
+
+
+@pytest.mark.parametrize('ties', [False, True])
+@pytest.mark.parametrize('seed', range(3))
+def test_regression_equals_scipy_and_scikit_learn(seed, ties):
+  from scipy import stats
+
+  x, y = scores(seed=seed, ties=ties)
+  got = metrics.regression(x, y)
+  assert got.keys() == metrics.REGRESSION.keys()
+  assert got['pearson'] == pytest.approx(stats.pearsonr(x, y).statistic, abs=1e-12)
+  assert got['spearman'] == pytest.approx(stats.spearmanr(x, y).statistic, abs=1e-12)
+  assert got['mse'] == pytest.approx(sk.mean_squared_error(x, y))
+  assert got['mae'] == pytest.approx(sk.mean_absolute_error(x, y))
+  assert all(type(v) is float for v in got.values())
+
+
+def test_regression_by_hand():
+  assert metrics.regression([1, 2, 3], [1.0, 2.0, 6.0]) == {
+    'pearson': pytest.approx(5 / np.sqrt(2 * 14)),
+    'spearman': pytest.approx(1),
+    'mse': 3.0,
+    'mae': 1.0,
+  }
+  turned = metrics.regression([1, 2, 3], [3, 2, 1])
+  assert (turned['pearson'], turned['spearman']) == (pytest.approx(-1), pytest.approx(-1))
+
+
+@pytest.mark.parametrize('pair', [([1, 2, 3], [2, 2, 2]), ([0.1] * 3, [1, 2, 3]), ([5], [4])])
+def test_a_constant_side_correlates_with_nothing(pair):
+  got = metrics.regression(*pair)
+  assert (got['pearson'], got['spearman']) == (0, 0)
+  assert got['mse'] > 0
+
+
+@pytest.mark.parametrize('scale', [1e-38, 1e-6, 1e6, 1e38])
+def test_correlation_at_any_scale(scale):
+  x, y = scores()
+  assert metrics.regression(x, y)['pearson'] == pytest.approx(metrics.regression(x * scale, y * scale)['pearson'])
+
+
+@pytest.mark.parametrize(
+  ('scores', 'predictions', 'words'),
+  [
+    ([], [], 'N of 1 or more'),
+    ([1.0, 2.0], [1.0], r'\(2,\) and \(1,\)'),
+    ([1.0, 2.0], [[1.0], [2.0]], r'\(2, 1\)'),
+    ([1.0, float('nan')], [1.0, 2.0], 'scores_N must be finite; 1 rows do not, the first is row 1'),
+    ([1.0, 2.0], [float('inf'), 2.0], 'predictions_N must be finite; 1 rows do not, the first is row 0'),
+  ],
+)
+def test_regression_refuses(scores, predictions, words):
+  with pytest.raises(ValueError, match=words):
+    metrics.regression(scores, predictions)
+
+
+@pytest.mark.parametrize('names', [BINARY, FIVE])
+def test_names_of_classification(names):
+  got = metrics.classification(*random_case(len(names)), names=names)
+  assert metrics.flat(got).keys() == metrics.classification_names(len(names)).keys()

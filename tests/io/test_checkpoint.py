@@ -199,3 +199,13 @@ def test_saving_a_step_again_replaces_it(folder):
     assert (got.step, got.meta, c.best()) == (20, {'again': True}, 20)
     assert_same(got.state, make_state(7))
   assert sorted(os.listdir(folder)) == ['10', '20']
+
+
+@pytest.mark.parametrize('higher', [True, False])
+def test_a_reader_knows_which_step_is_best(tmp_path, higher):
+  """eval.py opens a run's checkpoints without knowing what they were ranked by."""
+  with Checkpoints(tmp_path, keep_last=3, higher_is_better=higher) as c:
+    for step, metric in ((1, 0.5), (2, 0.9), (3, 0.1)):
+      c.save(step, {'x': np.ones(3, np.float32)}, {}, metric=metric)
+  with Checkpoints(tmp_path, readonly=True) as c:
+    assert c.best() == (2 if higher else 3)

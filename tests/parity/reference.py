@@ -24,6 +24,8 @@ HEADS = ('none', 'classify', 'mlm')
 CLASSES = 3
 LABELS = (0, 2, 1)
 LENGTHS = (8, 6, 4)
+DECODER_HEADS = ('lm', 'classify')
+DECODER_LENGTHS = (16, 9, 7)
 FIRST_WORD = 5  # lower ids are special tokens in every family here
 
 _BERT = {
@@ -79,16 +81,95 @@ TINY = {
   'distilbert': _DISTILBERT,
 }
 
+_LLAMA = {
+  'model_type': 'llama',
+  'num_hidden_layers': 2,
+  'hidden_size': 32,
+  'num_attention_heads': 4,
+  'num_key_value_heads': 2,
+  'intermediate_size': 48,
+  'vocab_size': 64,
+  'max_position_embeddings': 64,
+  'hidden_act': 'silu',
+  'rms_norm_eps': 1e-5,
+  'rope_theta': 100.0,
+  'attention_dropout': 0.1,
+  'tie_word_embeddings': False,
+  'pad_token_id': 0,
+  'bos_token_id': 1,
+  'eos_token_id': 2,
+}
+_ROPE = {'factor': 4.0, 'original_max_position_embeddings': 16, 'rope_theta': 100.0}
+_LLAMA3 = {**_ROPE, 'rope_type': 'llama3', 'low_freq_factor': 1.0, 'high_freq_factor': 4.0}
+_NEW = {k: v for k, v in _LLAMA.items() if k != 'rope_theta'}
+_QWEN2 = {**_LLAMA, 'model_type': 'qwen2', 'tie_word_embeddings': True}
+_GEMMA = {
+  **{k: v for k, v in _LLAMA.items() if k not in ('attention_dropout', 'tie_word_embeddings')},
+  'model_type': 'gemma',
+  'head_dim': 16,
+  'hidden_act': 'gelu_pytorch_tanh',
+}
+_GEMMA2 = {
+  **{k: v for k, v in _GEMMA.items() if k != 'hidden_act'},
+  'model_type': 'gemma2',
+  'hidden_activation': 'gelu_pytorch_tanh',
+  'sliding_window': 5,
+  'query_pre_attn_scalar': 24,
+  'attn_logit_softcapping': 2.0,
+  'final_logit_softcapping': 3.0,
+}
+_GEMMA3 = {
+  **{k: v for k, v in _GEMMA2.items() if 'softcapping' not in k},
+  'model_type': 'gemma3_text',
+  'num_hidden_layers': 3,
+  'rope_local_base_freq': 10.0,
+  'layer_types': ['sliding_attention', 'full_attention', 'sliding_attention'],
+}
+_GPT2 = {
+  'model_type': 'gpt2',
+  'n_layer': 2,
+  'n_embd': 32,
+  'n_head': 4,
+  'vocab_size': 64,
+  'n_positions': 64,
+  'pad_token_id': 0,
+  'bos_token_id': 1,
+  'eos_token_id': 2,
+}
 
-def weights(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, np.ndarray]:
-  """A float32 array for every name, always the same: 0.1 * normal, plus 1 for the scales of layer norms."""
-  return {name: _weight(name, tuple(shape)) for name, shape in shapes.items()}
+# Tiny decoders by case name; windows (5) are shorter than the rows.
+DECODERS = {
+  'llama': _LLAMA,
+  'llama_biases': {**_LLAMA, 'attention_bias': True, 'mlp_bias': True, 'tie_word_embeddings': True, 'head_dim': 16},
+  'llama_linear': {**_LLAMA, 'rope_scaling': {'type': 'linear', 'factor': 4.0}},
+  'llama_llama3': {**_NEW, 'rope_parameters': _LLAMA3},
+  'llama_yarn': {**_NEW, 'rope_parameters': {**_ROPE, 'rope_type': 'yarn', 'beta_fast': 4.0}},
+  'mistral': {**_LLAMA, 'model_type': 'mistral', 'sliding_window': 5},
+  'qwen2': _QWEN2,
+  'qwen2_window': {**_QWEN2, 'use_sliding_window': True, 'sliding_window': 5, 'max_window_layers': 1},
+  'qwen3': {**_LLAMA, 'model_type': 'qwen3', 'head_dim': 16},
+  'gemma': _GEMMA,
+  'gemma2': _GEMMA2,
+  'gemma3': _GEMMA3,
+  'gpt2': _GPT2,
+  'gpt2_wide': {**_GPT2, 'n_inner': 48, 'activation_function': 'relu', 'tie_word_embeddings': False},
+}
 
 
-def _weight(name: str, shape: tuple[int, ...]) -> np.ndarray:
-  draws = 0.1 * np.random.default_rng(zlib.crc32(name.encode())).normal(size=shape)
-  scale = re.search(r'(LayerNorm|layer_norm)\.weight$', name) is not None
-  return (draws + scale).astype(np.float32)
+def weights(shapes: Mapping[str, tuple[int, ...]], scale: float = 0.1) -> dict[str, np.ndarray]:
+  """A float32 array for every name, always the same: `scale` * normal, plus 1 for the scales of norms."""
+  return {name: _weight(name, tuple(shape), scale) for name, shape in shapes.items()}
+
+
+def _weight(name: str, shape: tuple[int, ...], scale: float) -> np.ndarray:
+  draws = scale * np.random.default_rng(zlib.crc32(name.encode())).normal(size=shape)
+  norm = re.search(r'(LayerNorm|layer_norm|layernorm|[._]norm|ln_\w)\.weight$', name) is not None
+  return (draws + norm).astype(np.float32)
+
+
+def scale_of(config: Mapping[str, object]) -> float:
+  """The scale of a case's weights: decoders' are large enough that attention is far from even."""
+  return 0.25 if config['model_type'] in {c['model_type'] for c in DECODERS.values()} else 0.1
 
 
 def checksum(tensors: Mapping[str, np.ndarray]) -> int:
@@ -100,19 +181,21 @@ def checksum(tensors: Mapping[str, np.ndarray]) -> int:
 
 
 def inputs(case: str) -> dict[str, np.ndarray]:
-  """Three right-padded rows of lengths 8, 6 and 4: `input_ids`, `attention_mask`, for some `token_type_ids`.
+  """Three right-padded rows, of lengths 8, 6 and 4 (decoders' are longer): `input_ids`, `attention_mask`, for some
+  `token_type_ids`.
 
   All rows begin and end with the same special tokens, so the gradients of some embeddings are sums over rows.
   """
-  config = TINY[case]
+  config = TINY[case] if case in TINY else DECODERS[case]
+  lengths = LENGTHS if case in TINY else DECODER_LENGTHS
   rng = np.random.default_rng(zlib.crc32(b'inputs'))
-  mask = np.arange(max(LENGTHS)) < np.array(LENGTHS)[:, None]
+  mask = np.arange(max(lengths)) < np.array(lengths)[:, None]
   ids = rng.integers(FIRST_WORD, config['vocab_size'], mask.shape)
   ids[:, 0] = 3
-  ids[np.arange(len(LENGTHS)), np.array(LENGTHS) - 1] = 4
+  ids[np.arange(len(lengths)), np.array(lengths) - 1] = 4
   out = {'input_ids': np.where(mask, ids, config['pad_token_id']), 'attention_mask': mask}
   if config.get('type_vocab_size', 1) > 1:
-    second = np.arange(mask.shape[1]) >= np.array(LENGTHS)[:, None] // 2
+    second = np.arange(mask.shape[1]) >= np.array(lengths)[:, None] // 2
     out['token_type_ids'] = second & mask
   return {name: value.astype(np.int32) for name, value in out.items()}
 
@@ -136,7 +219,8 @@ class Reference:
 
   def tensors(self) -> dict[str, np.ndarray]:
     """The weights behind the reference, by state_dict name; without tied names, as in a saved file."""
-    drawn = weights({name: shape for name, shape in self.shapes.items() if name not in self.tied})
+    shapes = {name: shape for name, shape in self.shapes.items() if name not in self.tied}
+    drawn = weights(shapes, scale_of(self.config))
     if checksum(drawn) != int(self.arrays['checksum']):
       raise AssertionError('the weights drawn here are not those of the file: run make_reference.py again')
     return drawn

@@ -6,26 +6,18 @@ on, and P more columns of the mask are open. DistilBERT takes none, so there PEF
 
 import numpy as np
 import pytest
-from folders import batch_of, load
+from folders import load
 from numpy.testing import assert_allclose
+from pairs import drawn, logits_of
 from reference import CLASSES, inputs
 from test_reference import fresh, outputs
 
-from ftlib.base import trees
 from ftlib.base.types import Head
-from ftlib.peft import p_tuning, p_tuning_v2, prefix, prompt
+from tests.peft.test_prompts import WHOLE, P
 
 pytestmark = pytest.mark.reference
 
-P = 5
-CASES = {
-  'prefix': (prefix, prefix.Config(length=P, hidden=7)),
-  'plain prefix': (prefix, prefix.Config(length=P, reparametrise=False)),
-  'p_tuning_v2': (p_tuning_v2, p_tuning_v2.Config(length=P)),
-  'prompt': (prompt, prompt.Config(length=P)),
-  'p_tuning': (p_tuning, p_tuning.Config(length=P, hidden=7)),
-  'lstm': (p_tuning, p_tuning.Config(length=P, hidden=7, encoder='lstm')),
-}
+CASES = {k: v for k, v in WHOLE.items() if k != 'no encoder'}  # PEFT has one always
 THERE = {  # the same model made by PEFT's own config
   'prefix': ('PrefixTuningConfig', {'prefix_projection': True, 'encoder_hidden_size': 7}),
   'plain prefix': ('PrefixTuningConfig', {}),
@@ -58,18 +50,6 @@ def there(model, kind, **sizes):
   return made
 
 
-def adapted(here, module, config, seed=0):
-  """(method, the adapter's random values)."""
-  method, rng = module.build(config, here.model), np.random.default_rng(seed)
-  info = {n: i for n, i in method.model.info().items() if 'adapter' in n.split('/')}
-  return method, {n: (0.3 * rng.normal(size=i.shape)).astype(np.float32) for n, i in info.items()}
-
-
-def logits_of(method, here, own, values):
-  """What ftlib computes."""
-  return method.model.apply(trees.unflatten({**trees.flatten(here.params), **own}), batch_of(values)).logits
-
-
 def compare(ours, theirs, base):
   assert np.abs(np.asarray(ours) - base).max() > 0.01  # it does something
   assert_allclose(ours, theirs, rtol=0, atol=1e-5)
@@ -85,7 +65,8 @@ def test_peft_loads_what_is_written_here(tmp_path, case, kind):
   model.save_pretrained(tmp_path)
   module, config = CASES[kind]
   here, values = load(tmp_path, Head('classify', CLASSES)), inputs(case)
-  method, own = adapted(here, module, config)
+  method = module.build(config, here.model)
+  own = drawn(method)
   tensors = {n: torch.from_numpy(np.array(x)) for n, x in module.to_peft_whole(config, own).items()}
   heads = {f'base_model.{n}': x for n, x in model.state_dict().items() if 'classifier' in n}  # it wants them
   peft_config = peft.get_peft_config(
@@ -134,7 +115,8 @@ def test_encoders_are_those_of_peft(tmp_path):
     here, values = load(tmp_path / kind, Head('classify', CLASSES)), inputs('bert')
     base = outputs(model, values)['logits']
     module, config = CASES[kind]
-    method, own = adapted(here, module, config)
+    method = module.build(config, here.model)
+    own = drawn(method)
     made = there(model, kind)
     state = {n: x.detach().numpy() for n, x in made.prompt_encoder['default'].state_dict().items()}
     names = _prefix_names(state) if kind == 'prefix' else _encoder_names(state, kind)

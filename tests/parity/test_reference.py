@@ -103,7 +103,7 @@ def test_a_classifier_that_ftlib_exports_computes_the_same_there(tmp_path, case)
   base = Base(tmp_path / 'base', here.values, here.family, None, '')
   export.write(here.model, here.params, types.SimpleNamespace(base=base, task=task), tmp_path / 'out')
   model = loaded_there(tmp_path / 'out', 'classify')
-  assert type(model).__name__ == here.family.MODEL_TYPES[here.values['model_type']]
+  assert type(model).__name__ == here.family.MODEL_TYPES[here.values['model_type']]['classify']
   assert model.config.id2label == dict(enumerate(labels))
   assert str(model.dtype) == 'torch.float32'
   logits = here.run(batch_of(inputs(case))).logits

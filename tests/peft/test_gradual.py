@@ -3,7 +3,6 @@ it must be."""
 
 from __future__ import annotations
 
-import functools
 import re
 
 import jax
@@ -13,21 +12,12 @@ import pytest
 from ftlib import fine_tune, run
 from ftlib.base import trees
 from ftlib.base.errors import InputError
-from ftlib.evals import report
-from ftlib.train.compiled import Compiled, Staged
+from ftlib.train.compiled import Staged
 from tests import tiny
 from tests.contract import flops, runs
 
 STARTS = (0, 2, 4)  # the head; layer 1; layer 0 and the embeddings
 STEPS = 6
-
-
-@pytest.fixture(scope='module', autouse=True)
-def quick_compiles():
-  with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(run, 'Compiled', functools.partial(Compiled, compiler_options=runs.QUICK))
-    patch.setattr(report, 'write', lambda where: where / 'report.html')
-    yield
 
 
 def config(model, data, **values):
@@ -44,13 +34,13 @@ def stage_of(name: str) -> int:
 class Taken:
   """A run and its state before each step and after the last: parameters, moments, and Adam's counts by group."""
 
-  def __init__(self, built: run.Run):
+  def __init__(self, built: run.Run, steps: int = STEPS):
     self.run, self.losses = built, []
     own, frozen = built.load()
     state = built.start(own, frozen)
     self.states = [jax.device_get(trees.flatten(state.trainable))]
     self.opt = [jax.device_get(state.opt)]
-    for i in range(STEPS):
+    for i in range(steps):
       state, sums = built.train_step(state, frozen, built.batch(i)[1])
       self.states.append(jax.tree.map(np.array, jax.device_get(trees.flatten(state.trainable))))
       self.opt.append(jax.tree.map(np.array, jax.device_get(state.opt)))
@@ -114,7 +104,7 @@ def test_each_stage_counts_its_own_steps(taken):
 def test_the_first_update_of_a_late_starter_has_the_size_of_adams_first(tiny_bert, toy_data, taken):
   """Bias correction by its own count: |update| = rate where the gradient is not small, and not sqrt(1 - b2^3) of it."""
   r = run.build(config(tiny_bert, toy_data, optim__schedule='constant', method__decay=1.0, optim__weight_decay=0.0))
-  late = Taken(r)
+  late = Taken(r, steps=3)
   name = 'layers/1/mlp/up/kernel'
   step = np.abs(late.states[3][name] - late.states[2][name])
   np.testing.assert_allclose(np.median(step), 1e-2, rtol=1e-3)
@@ -126,7 +116,7 @@ def test_rates_fall_by_layer(tiny_bert, toy_data):
   for layers in ('unroll', 'scan'):
     r = run.build(config(tiny_bert, toy_data, **values, model__layers=layers))
     assert any(n.startswith('layers/0:2/') for n in r.info) == (layers == 'scan')
-    got = Taken(r)
+    got = Taken(r, steps=2)
     states = [runs.unstacked(s) for s in got.states]
     kernels = {'pooler/kernel': (0, 0), 'layers/1/mlp/up/kernel': (1, 1), 'layers/0/mlp/up/kernel': (2, 1)}
     for name, (depth, begins) in kernels.items():
@@ -137,7 +127,8 @@ def test_rates_fall_by_layer(tiny_bert, toy_data):
 def test_the_schedule_is_the_runs(taken):
   """The learning rate of a late starter is that of the run's step, and not of its own first."""
   late = Taken(
-    run.build(config(taken.run.base.folder, taken.run.settings.data.path, method__decay=1.0, optim__weight_decay=0.0))
+    run.build(config(taken.run.base.folder, taken.run.settings.data.path, method__decay=1.0, optim__weight_decay=0.0)),
+    steps=3,
   )
   name = 'layers/1/mlp/up/kernel'
   step = np.abs(late.states[3][name] - late.states[2][name])
@@ -146,12 +137,13 @@ def test_the_schedule_is_the_runs(taken):
 
 def test_one_compile_a_stage_and_shape(tiny_bert, tmp_path):
   data = runs.uneven_folder(tmp_path)
-  r = run.build(config(tiny_bert, data, train__buckets=2, method__steps=8, train__steps=24))
-  lengths = [{r.batch(i)[1]['tokens'].shape for i in range(s, s + 8)} for s in (0, 8, 16)]
+  sizes = {'train__buckets': 2, 'train__batch_size': 4, 'train__steps': 16}
+  r = run.build(config(tiny_bert, data, method__layers=2, method__steps=8, **sizes))
+  lengths = [{r.batch(i)[1]['tokens'].shape for i in range(s, s + 8)} for s in (0, 8)]
   assert max(map(len, lengths)) == 2
   own, frozen = r.load()
   state = r.start(own, frozen)
-  for i in range(24):
+  for i in range(16):
     state, _ = r.train_step(state, frozen, r.batch(i)[1])
   assert isinstance(r.train_step, Staged)
   assert [set(p.shapes) for p in r.train_step.parts] == lengths
@@ -178,31 +170,28 @@ class _Killed(Exception):
   pass
 
 
-@pytest.mark.parametrize('at', [2, 3])
-def test_a_resumed_run_is_the_same_run(tiny_bert, toy_data, tmp_path, monkeypatch, at):
-  """Stopped at a boundary or within a stage: the digest of the parameters is that of the run that was not."""
-  digests = []
+def test_a_resumed_run_is_the_same_run(tiny_bert, toy_data, tmp_path, monkeypatch):
+  """Stopped at a boundary, then within a stage: the digest of the parameters is that of the run that was not."""
   make = lambda: config(tiny_bert, toy_data, train__eval_every=6, checkpoint__every=1)  # noqa: E731
-  for stops in (False, True):
-    where = tmp_path / str(stops)
-    if stops:
-      with monkeypatch.context() as patch:
-        save = fine_tune.Checkpoints.save
+  save = fine_tune.Checkpoints.save
+  for at in (2, 3):
 
-        def killed(self, step, *args, save=save, **kwargs):
-          save(self, step, *args, **kwargs)
-          if step == at:
-            self.wait()
-            raise _Killed
+    def killed(self, step, *args, at=at, **kwargs):
+      save(self, step, *args, **kwargs)
+      if step == at:
+        self.wait()
+        raise _Killed
 
-        patch.setattr(fine_tune.Checkpoints, 'save', killed)
-        with pytest.raises(_Killed):
-          fine_tune.run(make(), str(where))
+    with monkeypatch.context() as patch:
+      patch.setattr(fine_tune.Checkpoints, 'save', killed)
+      with pytest.raises(_Killed):
+        fine_tune.run(make(), str(tmp_path / 'stops'))
+  summaries = []
+  for where in (tmp_path / 'stops', tmp_path / 'goes on'):
     fine_tune.run(make(), str(where))
-    summary = fine_tune.files.read_json(where / 'summary.json')
-    assert summary['steps'] == STEPS
-    digests.append(summary['params_sha256'])
-  assert digests[0] == digests[1]
+    summaries.append(fine_tune.files.read_json(where / 'summary.json'))
+  assert [s['steps'] for s in summaries] == [STEPS, STEPS]
+  assert summaries[0]['params_sha256'] == summaries[1]['params_sha256']
 
 
 def test_stages_that_the_run_does_not_reach(tiny_bert, toy_data):

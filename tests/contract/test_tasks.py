@@ -1,0 +1,152 @@
+"""What every task of ftlib/tasks keeps, found by listing the folder, and one from outside that has no label column.
+
+A task added tomorrow is held to all of this by its file alone; labels of a new kind need a line in `LABELS`.
+"""
+
+from __future__ import annotations
+
+import json
+
+import jax
+import numpy as np
+import pytest
+
+from ftlib import fine_tune, judge, recipe, run, show
+from ftlib.base import lookup
+from ftlib.base.types import Outputs
+from ftlib.data import batches
+from ftlib.data.labels import CHECKS, Columns
+from tests import tiny
+
+OUTSIDE = 'tests.outside.odd_task'
+ALL = (*lookup.names('tasks'), OUTSIDE)
+HEADLESS = lambda n: getattr(lookup.component('tasks', n, field='task.name'), 'HEADLESS', False)  # noqa: E731
+TASKS = [n for n in ALL if not HEADLESS(n)]  # tests/tasks/test_language.py has those of language models
+LABELS = {  # kind -> the label of a row of `tiny.rows`
+  'class': lambda row: row['label'],
+  'score': lambda row: len(row['text']) / 20 + (row['label'] == 'good'),
+}
+
+
+@pytest.fixture(scope='module', params=TASKS)
+def name(request):
+  return request.param
+
+
+@pytest.fixture(scope='module')
+def config(name, tiny_bert, tmp_path_factory):
+  """A small config of the task, on data of its kind."""
+  module = lookup.component('tasks', name, field='task.name')
+  columns, folder = Columns(*module.columns(module.Config())), tmp_path_factory.mktemp('data')
+  for seed, (split, count) in enumerate((('train', 96), ('validation', 32), ('test', 24))):
+    rows = []
+    for own, other in zip(tiny.rows(count, seed), tiny.rows(count, seed + 9)):
+      row = dict(zip(columns.texts, (own['text'], other['text'])))
+      rows.append(row | ({columns.label: LABELS[columns.kind](own)} if columns.label else {}))
+    (folder / f'{split}.jsonl').write_text(''.join(json.dumps(r) + '\n' for r in rows))
+  c = tiny.config(tiny_bert, folder, train__steps=24, train__eval_every=6, optim__learning_rate=2e-2)
+  c.task, c.objective = (recipe.component_section(s, n) for s, n in (('task', name), ('objective', module.OBJECTIVE)))
+  return c
+
+
+@pytest.fixture(scope='module')
+def built(config):
+  return run.build(config)
+
+
+def scalars(metrics):
+  return {n: v for n, v in metrics.items() if isinstance(v, int | float)}
+
+
+def answered(built, split, *, noise=0.0):
+  """The predictions of logits that say what the labels say, but for some noise."""
+  labels = built.examples[split].extra['labels']
+  exact = np.eye(built.task.head.classes)[labels] * 40 if labels.dtype.kind == 'i' else labels[..., None]
+  exact = exact + noise * exact.std() * np.random.default_rng(0).normal(size=exact.shape)
+  got = built.task.predict(Outputs(None, logits=jax.numpy.asarray(exact, np.float32)), {})
+  return {n: np.asarray(x) for n, x in got.items()}
+
+
+def test_kinds_of_labels_have_rows_here():
+  assert set(LABELS) == set(CHECKS) - {'messages'}  # of language models
+
+
+@pytest.mark.parametrize('split', ['train', 'validation', 'test'])
+def test_gold_answers_score_perfectly(built, split):
+  got = scalars(built.task.metrics(built.examples[split], answered(built, split)))
+  for name, higher in built.task.metric_names.items():
+    assert got[name] == pytest.approx(1.0 if higher else 0.0, abs=1e-6), name
+
+
+def test_metric_names_are_those_of_metrics(built):
+  names = built.task.metric_names
+  assert built.task.metric in names
+  assert scalars(built.task.metrics(built.examples['test'], answered(built, 'test'))).keys() == names.keys()
+
+
+def test_worse_answers_score_worse(built):
+  right, wrong = (built.task.metrics(built.examples['train'], answered(built, 'train', noise=n)) for n in (0, 2))
+  for name, higher in built.task.metric_names.items():
+    assert (wrong[name] < right[name] - 1e-3) if higher else (wrong[name] > right[name] + 1e-3), name
+
+
+def test_records_hold_the_answers(built):
+  rows = built.dataset.splits['test']
+  records = list(built.task.records(rows, answered(built, 'test')))
+  assert len(records) == len(rows)
+  for record in records:
+    assert json.loads(json.dumps(record)) == record
+    assert {'id', 'label', 'prediction', 'text'} <= set(record)
+    want = record['label']
+    assert record['prediction'] == (pytest.approx(want, abs=1e-5) if isinstance(want, float) else want)
+  assert len({r['id'] for r in records}) == len(records)
+
+
+def test_padding_and_order_do_not_change_a_prediction(built):
+  own, frozen = built.load()
+  examples, pad = built.examples['validation'], built.tokenizer.pad_token_id
+  longest = int(examples.tokens.lengths.max())
+
+  def over(numbers, *, size, edge):
+    """(predictions by row, sums of the objective) in batches of `size` rows of `edge` tokens."""
+    found, sums = {}, {}
+    for i in range(0, len(numbers), size):
+      part = numbers[i : i + size]
+      got, predictions = built.eval_step(
+        own, frozen, batches.collate(examples, part, size=size, edges=(edge,), pad_id=pad)
+      )
+      for n, pair in got.items():
+        sums[n] = sums.get(n, 0) + np.asarray(pair, np.float64)
+      for n, x in predictions.items():
+        found.setdefault(n, {}).update(zip(part, np.asarray(x)))
+    return {n: np.stack([v[i] for i in range(len(numbers))]) for n, v in found.items()}, sums
+
+  numbers = list(range(len(examples)))
+  tight, sums = over(numbers, size=len(numbers), edge=longest)
+  wide, again = over(numbers[::-1], size=len(numbers) - 3, edge=longest + 11)  # the last batch has rows of padding
+  for n, x in tight.items():
+    assert np.asarray(x).std() > 0
+    np.testing.assert_allclose(wide[n], x, rtol=0, atol=2e-5, err_msg=n)
+  for n, pair in sums.items():
+    np.testing.assert_allclose(again[n], pair, rtol=1e-5, err_msg=n)
+  assert sums['loss'][1] == pytest.approx(len(numbers))
+
+
+def test_it_trains_and_is_evaluated(config, name, tmp_path, capsys):
+  fine_tune.run(config, str(tmp_path / 'run'))
+  rows = [json.loads(line) for line in (tmp_path / 'run' / 'metrics.jsonl').read_text().splitlines()]
+  losses = [r['loss'] for r in rows if r['split'] == 'train']
+  assert np.mean(losses[-3:]) < 0.8 * losses[0]
+  metrics = judge.run(str(tmp_path / 'run'), split='test', checkpoint='last')
+  stored = json.loads((tmp_path / 'run' / 'eval' / 'test.json').read_text())
+  assert stored['metrics']['loss'] == metrics['loss']
+  best = json.loads((tmp_path / 'run' / 'summary.json').read_text())['best_metric']
+  built = run.build(config, labels=stored['labels'])
+  seen = [r[built.task.metric] for r in rows if r['split'] == 'validation']
+  assert len(seen) == 4
+  wanted = max(seen) if built.task.metric_names[built.task.metric] else min(seen)
+  assert (best['name'], best['value']) == (built.task.metric, wanted)
+  assert f'{name}, {built.task.about}' in show.summary(built, tmp_path)
+  assert built.task.about in capsys.readouterr().out
+  page = (tmp_path / 'run' / 'report.html').read_text()
+  assert 'Results on test' in page

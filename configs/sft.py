@@ -9,7 +9,10 @@ said first in a conversation never stands in two splits. Your own conversations:
 
   python train.py --config=configs/sft.py:data=DIR --workdir=runs/mine --config.task.messages=messages
 
-with rows {"messages": [{"role": "user", "content": "..."}, {"role": "assistant", "content": "..."}]}. Not measured yet.
+with rows {"messages": [{"role": "user", "content": "..."}, {"role": "assistant", "content": "..."}]}.
+
+Measured: on the training split 4.3 % of the packed tokens are padding and 32.5 % are supervised. What it learns was not
+measured to its end yet: a step of 8 x 256 tokens takes 10 to 20 seconds on two cores, loading 17.
 """
 
 from ftlib import recipe

@@ -38,6 +38,7 @@ lint: .venv/tested
 	.venv/bin/ruff format --check .
 
 # Live parity with PyTorch, transformers and PEFT, which ftlib itself never needs. The first line takes the CPU build.
+# Programs are compiled here as they are for users (tests/conftest.py has them compiled quickly).
 .venv-reference/installed: pyproject.toml requirements-reference.txt requirements-quickstart.txt requirements-sft.txt
 	$(PYTHON) -m venv .venv-reference
 	.venv-reference/bin/python -m pip install --quiet torch==2.13.0
@@ -46,7 +47,8 @@ lint: .venv/tested
 	touch $@
 
 test-reference: .venv-reference/installed
-	.venv-reference/bin/python -m pytest -n 2 --dist loadfile -m reference
+	XLA_FLAGS='--xla_backend_optimization_level=3 --xla_cpu_use_fusion_emitters=true' \
+	  .venv-reference/bin/python -m pytest -n 2 --dist loadfile -m reference
 
 clean:
 	rm -rf .venv .venv-reference runs

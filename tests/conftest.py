@@ -1,11 +1,20 @@
 """Eight fake devices before JAX is imported; strict JAX; the compilation cache; tiny models shared by all tests."""
 
+import importlib.metadata
 import os
 import pathlib
 
-_FLAG = '--xla_force_host_platform_device_count'
-if _FLAG not in os.environ.get('XLA_FLAGS', ''):
-  os.environ['XLA_FLAGS'] = f'{os.environ.get("XLA_FLAGS", "")} {_FLAG}=8'.strip()
+# Little models are compiled far more often than they run: without optimisation a compilation takes a third of the time.
+# XLA ends a program that gives it a flag it does not know, so these are for the versions that were tried.
+_FLAGS = {'--xla_force_host_platform_device_count': 8}
+if importlib.metadata.version('jaxlib').startswith('0.10.'):
+  _FLAGS |= {
+    '--xla_backend_optimization_level': 0,
+    '--xla_cpu_use_fusion_emitters': 'false',
+    '--xla_cpu_parallel_codegen_split_count': 1,
+  }
+_GIVEN = os.environ.get('XLA_FLAGS', '')
+os.environ['XLA_FLAGS'] = ' '.join([*(f'{k}={v}' for k, v in _FLAGS.items() if k not in _GIVEN), _GIVEN]).strip()
 os.environ.setdefault('JAX_PLATFORMS', 'cpu')
 os.environ.setdefault('JAX_COMPILATION_CACHE_DIR', str(pathlib.Path.home() / '.cache' / 'ftlib' / 'jax-tests'))
 os.environ.setdefault('JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS', '0.2')

@@ -31,7 +31,7 @@ sft: .venv/sft
 	.venv/bin/python eval.py --workdir=runs/sft --split=test
 
 test: .venv/tested
-	.venv/bin/python -m pytest -n 2 --dist loadfile
+	.venv/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 lint: .venv/tested
 	.venv/bin/ruff check .
@@ -48,7 +48,7 @@ lint: .venv/tested
 
 test-reference: .venv-reference/installed
 	XLA_FLAGS='--xla_backend_optimization_level=3 --xla_cpu_use_fusion_emitters=true' \
-	  .venv-reference/bin/python -m pytest -n 2 --dist loadfile -m reference
+	  .venv-reference/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m reference
 
 clean:
 	rm -rf .venv .venv-reference runs

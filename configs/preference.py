@@ -8,7 +8,8 @@
 `data` is a source as in `classify.py`, with texts in the columns `prompt`, `chosen` and `rejected`, or, with
 `--config.task.form=messages`, with lists of turns in the latter two. Start from a model that has been fine-tuned on
 answers already (`configs/sft.py`): DPO tells answers apart and does not teach to give them. The log-probabilities of
-the starting model are computed once, before the first step. No result is measured yet.
+the starting model are computed once, before the first step. `eval.py --config=...` judges the starting model, by the
+mean log-probabilities of the answers' tokens. No result is measured yet.
 """
 
 from ftlib import recipe

@@ -11,8 +11,10 @@ said first in a conversation never stands in two splits. Your own conversations:
 
 with rows {"messages": [{"role": "user", "content": "..."}, {"role": "assistant", "content": "..."}]}.
 
-Measured: on the training split 4.3 % of the packed tokens are padding and 32.5 % are supervised. What it learns was not
-measured to its end yet: a step of 8 x 256 tokens takes 10 to 20 seconds on two cores, loading 17.
+Measured on two CPU cores, 24 steps (half an epoch): perplexity of answers on validation 34.9 before and 16.6 after, on
+test 20.7 and 9.7; 125 tokens a second. Training takes 8 minutes with loading, evaluation, samples
+and report, `make sft` as a whole 10 after the installs (beside other programs). 4.3 % of the packed tokens are padding,
+32.5 % are supervised.
 """
 
 from ftlib import recipe
@@ -31,6 +33,7 @@ def get_config(arg=''):
     c.data.on_bad_row = 'skip'  # a few texts that nothing answers
     c.task.messages = 'turns'
     c.train.steps = 24  # half an epoch: a few minutes on two cores
+    c.train.eval_start, c.train.log_every = True, 2
   c.train.packing = True
   c.train.max_length = 256
   c.train.epochs = 2.0

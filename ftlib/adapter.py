@@ -21,7 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ftlib import folder, peft_config, peft_folder
-from ftlib.base import trees
+from ftlib.base import lookup, trees
 from ftlib.base.errors import InputError, listing
 from ftlib.base.types import Flat, Params
 from ftlib.io import hf, manifest
@@ -70,7 +70,13 @@ class Source:
   @functools.cached_property
   def own(self) -> dict[str, jax.ShapeDtypeStruct]:
     """Its own parameters, layers unstacked."""
-    return trees.flatten(jax.eval_shape(lambda s: stack.unstack(_own(s)), trees.unflatten(self.leaves)))
+    return trees.flatten(jax.eval_shape(lambda s: stack.unstack(self._own(s)), trees.unflatten(self.leaves)))
+
+  def _own(self, state: Params) -> Params:
+    """What it evaluates with, by its own `checkpoint.weights`."""
+    weights = self.config['checkpoint'].get('weights', 'raw')
+    trained = state['trainable'] if weights == 'raw' else state['averages'][weights]
+    return trees.join(trained, state.get('kept', {}))
 
   @property
   def digest(self) -> str:
@@ -93,7 +99,7 @@ class Source:
     """The named ones of `held`. Raises `InputError` for a damaged checkpoint."""
     with Checkpoints(self.path / 'checkpoints', readonly=True) as checkpoints:
       state = checkpoints.restore(trees.unflatten(self.leaves), step=self.step).state
-    flat = {n: np.asarray(x) for n, x in trees.flatten(stack.unstack(_own(state))).items() if n in names}
+    flat = {n: np.asarray(x) for n, x in trees.flatten(stack.unstack(self._own(state))).items() if n in names}
     rest = [n for n in names if n not in self.own]
     return {**(self.below.values(rest) if rest else {}), **flat}
 
@@ -113,6 +119,12 @@ def opened(where: pathlib.Path, weights: str, field: str) -> Source:
       f'  there {config["model"]["pretrained"]} ({identity["weights"][:12]}), here {weights[:12]}\n'
       '  set model.pretrained to the model it was trained on'
     )
+  for optim in (config['optim']['name'], *(g.get('optimizer') for g in (config['optim'].get('groups') or {}).values())):
+    if optim and hasattr(lookup.component('optim', optim, field=f'{field}: optim.name'), 'averaged'):
+      raise InputError(
+        f'{field} was trained with {optim}, which evaluates with a mean that its checkpoint holds only in part\n'
+        f'  export it (python -m ftlib.export --workdir={where} --output=DIR) and start from the exported folder'
+      )
   step = _best(where, field)
   specs = files.read_json(where / 'checkpoints' / str(step) / 'meta.json')['leaves']
   below = None
@@ -288,10 +300,6 @@ def _sites(names: Collection[str]) -> frozenset[str]:
 
 def _parts(config: dict[str, Any]) -> str:
   return config['model'].get('adapter_parts', 'all')
-
-
-def _own(state: Params) -> Params:
-  return trees.join(state['trainable'], state.get('kept', {}))
 
 
 def _best(where: pathlib.Path, field: str) -> int:

@@ -34,7 +34,8 @@ def load(text: str, changes: Changes = ()) -> config_dict.ConfigDict:
   nearest known one), and a value of a wrong type or out of range.
   """
   path, argument = _located(text)
-  names = {field: value for field, value in changes if field.endswith('.name') and field.count('.') == 1 and value}
+  named = lambda field: field.endswith('.name') and field.removesuffix('.name') in recipe.COMPONENTS  # noqa: E731
+  names = {field: value for field, value in changes if named(field) and value}
   if path.suffix == '.json':
     if argument:
       raise InputError(f'--config={text}: a stored config takes no arguments; write --config.SECTION.FIELD=VALUE')
@@ -45,7 +46,7 @@ def load(text: str, changes: Changes = ()) -> config_dict.ConfigDict:
   for field, name in names.items():
     _replace(values, field.removesuffix('.name'), name)
   for field, value in changes:
-    if not (field.endswith('.name') and field.removesuffix('.name') in recipe.COMPONENTS and value):
+    if not (named(field) and value):
       _set(values, field, value)
   return recipe.expanded(values)
 
@@ -107,8 +108,6 @@ def _executed(path: pathlib.Path, argument: str) -> dict[str, Any]:
 
 def _replace(values: dict[str, Any], section: str, name: str) -> None:
   """Another component in a section: its defaults take the place of what stood there."""
-  if section not in recipe.COMPONENTS:
-    raise InputError(_unknown(values, f'{section}.name'))
   if values.get(section, {}).get('name') != name:
     values[section] = recipe.component_section(section, name).to_dict()
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
+import numpy as np
+
 from ftlib.base.errors import InputError, did_you_mean
 from ftlib.data import packing, tokens
 from ftlib.data.batches import Examples
@@ -12,6 +14,8 @@ from ftlib.data.preparation import Dataset
 from ftlib.data.sources import subset
 from ftlib.recipe import Settings
 from ftlib.tasks.task import Task
+
+_DRAWN = (64, 48, 32, 24, 16, 12, 8, 4)  # lengths of drawn rows
 
 
 def make(
@@ -48,7 +52,16 @@ def make(
       made[name] = dataclasses.replace(found, rows=None)
   if s.train.packing and split is None:
     made['train'] = _packed(made['train'], limit, virtual=virtual)
-  return made, notes
+  return made, [*dict.fromkeys(notes)]
+
+
+def drawn(vocab: int, limit: int) -> dict[str, Examples]:
+  """A few rows of token ids drawn by a fixed seed, of different length up to `limit`, for want of a data set."""
+  rng = np.random.default_rng(0)
+  rows = [rng.integers(0, vocab, max(1, min(limit, n))).tolist() for n in _DRAWN]
+  offsets = np.concatenate([[0], np.cumsum([len(r) for r in rows])]).astype(np.int64)
+  ids = np.concatenate(rows).astype(np.int32)
+  return {'validation': Examples(tokens.Tokens(ids, np.zeros_like(ids), offsets, 0), {})}
 
 
 def limit(s: Settings, tokenizer: Any, *, positions: int, virtual: int) -> int:

@@ -57,7 +57,7 @@ def export(
   if output.exists() and any(output.iterdir()):
     raise InputError(f'--output={output} is not empty; nothing is overwritten')
   config, labels = folder.stored(workdir)
-  run = runs.build(config, labels=labels, split='validation')
+  run = _built(config, labels)
   own, frozen, step = judge.restored(run, workdir, checkpoint)
   params = stack.unstack(trees.join(own, frozen))
   params = jax.tree.map(_float32, params)  # a bfloat16 kernel would round the adapter away
@@ -72,6 +72,19 @@ def export(
     difference = _checked(_difference(run, params, plain, output), run, output, dtype=dtype)
   model_card.write(output, run, workdir, step=step, format=format, dtype=dtype)
   return difference
+
+
+def _built(config: dict[str, Any], labels: list) -> Run:
+  """The run with its rows of validation; where the data cannot be read, with drawn token ids, and it says so."""
+  try:
+    return runs.build(config, labels=labels, split='validation')
+  except InputError as e:
+    try:
+      run = runs.build(config, labels=labels, data=False)
+    except InputError:
+      raise e from None
+    print(f'note: logits are compared on drawn token ids, for the data cannot be read: {str(e).splitlines()[0]}')
+    return run
 
 
 def _checked(apart: tuple[float, float], run: Run, output: pathlib.Path, *, dtype: str = 'float32') -> float:

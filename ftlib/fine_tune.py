@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
 import pathlib
 import sys
 import time
 from typing import Any
 
 import jax
-import numpy as np
 
-from ftlib import folder, recipe, reference, show
+from ftlib import folder, recipe, reference, regularised, show, watched
 from ftlib import run as runs
 from ftlib.base import trees
 from ftlib.base.errors import InputError, did_you_mean
@@ -38,7 +38,7 @@ def run(config: Any, workdir: str | None) -> dict[str, Any]:
   with Checkpoints(where / 'checkpoints', readonly=True) as checkpoints:
     resumes = bool(checkpoints.steps())
   built = runs.build(folder.started(values, where) if resumes else values)
-  plan = _plan(built)
+  plan, planned = _plan(built), regularised.spent(built, built.steps)
   folder.check(where, values, built)
   own, frozen = built.load()
   reference.read(built, where) if resumes else reference.compute(built, own, frozen)
@@ -59,6 +59,8 @@ def run(config: Any, workdir: str | None) -> dict[str, Any]:
       Log(where, total=built.steps, every=plan.log_every) as log,
     ):
       log.say(f'loaded in {time.perf_counter() - began:.1f} s; the first step of each length compiles')
+      for line in regularised.told(planned):
+        log.say(f'planned {line}')
       return _train(built, plan, where, checkpoints, log, start, frozen)
 
 
@@ -85,35 +87,43 @@ def _train(
   if not done:
     samples.begin(now.own, frozen)
   stream = batches.feed(built.batch, done, built.steps)
-  hooks = loop.Hooks(
-    evaluate=lambda own, f: built.evaluate(own, f, 'validation')[0],
-    learning_rate=lambda i: float(next(iter(built.optimizer.schedules.values()))(i)),
-    name_rows=lambda rows: _named(built, rows),
-  )
+  hooks, probe = watched.hooks(built, where), watched.probe(built)
+  if probe is not None:
+    hooks = dataclasses.replace(hooks, before=probe.before, measure=probe.measure)
   last = loop.fit(
     plan, now, frozen, progress, step=built.train_step, batches=stream, hooks=hooks, log=log, checkpoints=checkpoints
   )
   log.close()
   step = checkpoints.best() or int(last.step)
-  best = state.restored(checkpoints.restore(state.storable(built.abstract_state), step=step).state)
-  metrics, predictions = built.evaluate(best.own, frozen, 'validation')
+  best = built.evaluated(state.restored(checkpoints.restore(state.storable(built.abstract_state), step=step).state))
+  metrics, predictions = built.evaluate(best, frozen, 'validation')
   folder.write_evaluation(where, built, 'validation', metrics, predictions, step)
   speed = progress.tokens / progress.seconds if progress.seconds else None
+  spent = regularised.spent(built, int(last.step))
   files.write_json(
     where / 'summary.json',
     {
       **show.counts(built),
       'steps': int(last.step),
+      'skipped_steps': int(last.skipped),
       'tokens_per_second': speed,
       'compile_seconds': built.train_step.seconds + built.eval_step.seconds,
       'compiled_shapes': [list(s) for s in built.train_step.shapes],
       'checkpoint_bytes': checkpoints.size(step),
       'params_sha256': trees.digest(jax.device_get(last.trainable)),
-      'best_metric': {'name': plan.metric, 'value': progress.best, 'step': progress.best_step},
+      'best_metric': {
+        'name': plan.metric,
+        'value': progress.best,
+        'step': progress.best_step,
+        'split': plan.split,
+      },
+      'planned_learning_rates': built.optimizer.planned(built.steps),
+      **watched.ended(built, where, probe, last, frozen),
+      **spent,
     },
   )
-  samples.end(best.own, frozen)
-  print(show.table(f'validation, checkpoint {step}', metrics))
+  samples.end(best, frozen)
+  print('\n'.join([show.table(f'validation, checkpoint {step}', metrics), *regularised.told(spent)]))
   print(f'report: {report.write(where)}')
   return metrics
 
@@ -149,10 +159,10 @@ def _plan(built: Run) -> loop.Plan:
     min_delta=s.train.min_delta,
     metric=metric,
     higher_is_better=known[metric],
+    split=watched.split(s.checkpoint.weights),
+    max_nonfinite=s.train.max_nonfinite,
+    plateau_factor=s.train.plateau_factor if 'rate_scale' in built.optimizer.needs else 1.0,
+    plateau_patience=s.train.plateau_patience,
+    plateau_min=s.train.plateau_min,
+    eval_start=s.train.eval_start,
   )
-
-
-def _named(built: Run, rows: np.ndarray) -> list[str]:
-  train = built.dataset.splits['train']
-  names = [train.where(int(d)) for d in built.examples['train'].documents(rows)]
-  return names[:16] + ([f'... and {len(names) - 16} more'] if len(names) > 16 else [])

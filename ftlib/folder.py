@@ -21,14 +21,15 @@ if TYPE_CHECKING:
   from ftlib.run import Run  # which imports this file
 
 _MAY_CHANGE = re.compile(  # paths are compared by content
-  r'^(train\.(steps|epochs|eval_every|eval_batch_size|log_every|patience|min_delta)|mesh\.shape|'
+  r'^(train\.(steps|epochs|eval_every|eval_batch_size|eval_start|log_every|patience|min_delta|'
+  r'diagnostics|max_nonfinite)|mesh\.shape|'
   r'checkpoint\.(every|keep_last|keep_best)|task\.samples|model\.(remat|pretrained)|data\.path)$'
 )
 _NAMES = {'data': 'data.path (its content)', 'weights': 'model.pretrained (its content)', 'labels': 'the label list'}
 _START = 'adapter'  # in run.json, the content that frozen parameters start from
 _OURS = (
   *('config.json', 'run.json', 'env.json', 'summary.json', 'metrics.jsonl', 'report.html', 'reference.npz'),
-  *('checkpoints', 'eval', 'tensorboard'),
+  *('checkpoints', 'eval', 'tensorboard', 'nonfinite'),
 )
 
 
@@ -124,7 +125,7 @@ def changed(workdir: pathlib.Path, run: Run) -> list[str]:
       f'model.adapter={run.settings.model.adapter} has changed since {workdir} was trained on it: its frozen '
       'parameters start from that folder; put it back as it was'
     )
-  same = before['data'] == run.identity['data']
+  same = run.identity['data'] in ('', before['data'])  # '': built without data
   return [] if same else [f'{run.settings.data.path} is not what the run was trained on: its content has changed']
 
 

@@ -72,15 +72,16 @@ class Speaker:
     system = self.system or (own.system if own else '')
     if system and turns[0]['role'] != 'system':
       turns = [{'role': 'system', 'content': system}, *turns]
-    template = chat.open_chat(self.tokenizer, own.chat_template if own else '')
+    known = {'name': own.chat_template, 'date': own.date} if own else {'date': ''}  # a model as it is knows today
+    template = chat.open_chat(self.tokenizer, **known)
     return template.prompts([[*turns]], lambda i: 'the conversation')[0]
 
 
 def of_run(workdir: str, settings: Settings, *, checkpoint: str = 'best', raw: bool = False, **options: Any) -> Speaker:
-  """The Speaker of a run's checkpoint. Raises `InputError`."""
+  """The Speaker of a run's checkpoint; the data of the run need not be there. Raises `InputError`."""
   where = pathlib.Path(workdir).expanduser()
   config, labels = folder.stored(where)
-  run = runs.build(config, labels=labels, split='validation')
+  run = runs.build(config, labels=labels, data=False)
   for note in folder.changed(where, run):
     print(f'note  {note}', file=sys.stderr)
   own, frozen, step = judge.restored(run, where, checkpoint)

@@ -43,11 +43,10 @@ def untrained(config: Any, *, split: str, output: str | None) -> dict[str, Any]:
   where = pathlib.Path(output).expanduser() if output else None
   if where is not None and where.exists() and any(where.iterdir()):
     raise InputError(f'--output={output} is not empty; nothing is overwritten')
-  built = runs.build(values, split=split)
+  built = reference.without(runs.build(values, split=split))
   for note in built.notes:
     print(f'      note  {note}')
   own, frozen = built.load()
-  reference.compute(built, own, frozen)
   metrics, predictions = built.evaluate(own, frozen, split)
   name = built.settings.model.adapter or built.settings.model.pretrained
   print(show.table(f'{split}, {name} as it is, {len(built.examples[split]):,} rows', metrics))
@@ -120,11 +119,11 @@ def _side_by_side(title: str, found: dict[str, dict[str, Any]]) -> str:
 
 
 def restored(built: Run, where: pathlib.Path, checkpoint: str) -> tuple[Params, Params, int]:
-  """(own, frozen, step) of a checkpoint: 'best', 'last' or the number of a step."""
+  """(own, frozen, step) of a checkpoint: 'best', 'last' or the number of a step; of `checkpoint.weights`."""
   with Checkpoints(where / 'checkpoints', readonly=True) as checkpoints:
     step = _step(checkpoints, checkpoint, where)
     found = checkpoints.restore(state.storable(built.abstract_state), step=step)
-  return state.restored(found.state).own, built.load()[1], found.step
+  return built.evaluated(state.restored(found.state)), built.load()[1], found.step
 
 
 def _step(checkpoints: Checkpoints, wanted: str, where: pathlib.Path) -> int | None:

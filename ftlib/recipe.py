@@ -19,8 +19,10 @@ from ftlib.base.errors import InputError, did_you_mean
 from ftlib.base.settings import setting
 from ftlib.data import preparation
 from ftlib.models import stack
+from ftlib.objectives import adversarial
 from ftlib.optim import chain
 from ftlib.peft import together
+from ftlib.train import diagnostics, private
 
 DTYPES = ('float32', 'bfloat16')
 PARTS = ('all', 'encoder', 'head', 'adapter')
@@ -59,12 +61,22 @@ class PrecisionSettings:
 
 @dataclasses.dataclass(frozen=True)
 class TrainSettings:
-  """Length, batches and evaluation of a run. `steps` overrides `epochs`; `eval_every` none: once an epoch.
+  """Length, batches and evaluation of a run. `steps` overrides `epochs`; `eval_every` none: once an epoch;
+  `eval_start`: before the first step too.
 
   `max_length`: tokens a row is cut to, 0 for as many as the model has positions. `accumulate`: micro-batches a step.
   `buckets`: the most lengths that batches are padded to, each one compile. `grouped`: rows of like length together.
   `packing`: several documents in each training row of `max_length` tokens, for tasks that predict tokens.
   `patience`: evaluations without a better metric (by more than `min_delta`) after which the run ends.
+
+  `mixout`: share of the entries of trained matrices that a step computes with at their pretrained values.
+  `max_nonfinite`: a step whose loss or gradient is not finite makes no update; so many in a row end the run.
+  `plateau_factor`: the rates of `optim.schedule=plateau` are multiplied by it after each `plateau_patience` evaluations
+  in a row without a better metric, down to the share `plateau_min` of what they were. `ema`: decay of an exponential
+  average of the trainable parameters, 0 for none; `swa_start`: the share of the run after which their equal mean
+  begins, none for none. Both are evaluated beside the parameters; `checkpoint.weights` says which count. `diagnostics`:
+  'norms' logs norms by group of the optimizer, 'all' also the curvature at evaluations and the loss along the last
+  update.
   """
 
   steps: int | None = setting(None, low=1)
@@ -77,21 +89,33 @@ class TrainSettings:
   grouped: bool = True
   packing: bool = False
   eval_every: int | None = setting(None, low=1)
+  eval_start: bool = False
   log_every: int = setting(10, low=1)
   patience: int | None = setting(None, low=1)
   min_delta: float = setting(0.0, low=0)
+  mixout: float = setting(0.0, low=0, below=1)
+  max_nonfinite: int = setting(3, low=1)
+  plateau_factor: float = setting(0.5, above=0, below=1)
+  plateau_patience: int = setting(2, low=1)
+  plateau_min: float = setting(0.0, low=0, high=1)
+  ema: float = setting(0.0, low=0, below=1)
+  swa_start: float | None = setting(None, low=0, below=1)
+  diagnostics: str = setting('none', choices=diagnostics.KINDS)
   dropout_bits: str = setting('hash', choices=rng.KINDS)
 
 
 @dataclasses.dataclass(frozen=True)
 class CheckpointSettings:
   """`every`: steps between saves, none for each evaluation. `keep_last`: two, so that there is
-  one before a newest that is damaged. `metric`: what "best" means, '' for the task's own."""
+  one before a newest that is damaged. `metric`: what "best" means, '' for the task's own. `weights`: which parameters
+  it is of, and are predicted and exported with: 'raw', as they are trained (of a schedule-free optimizer, those that it
+  evaluates with), or the average of `train.ema` or `train.swa_start`."""
 
   every: int | None = setting(None, low=1)
   keep_last: int = setting(2, low=1)
   keep_best: int = setting(1, low=1)
   metric: str = ''
+  weights: str = setting('raw', choices=('raw', 'ema', 'swa'))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -114,6 +138,8 @@ PLAIN = {
   'data': preparation.Config,
   'precision': PrecisionSettings,
   'train': TrainSettings,
+  'adversarial': adversarial.Config,
+  'privacy': private.Config,
   'checkpoint': CheckpointSettings,
   'mesh': MeshSettings,
 }
@@ -129,6 +155,8 @@ class Settings:
   data: preparation.Config
   precision: PrecisionSettings
   train: TrainSettings
+  adversarial: adversarial.Config
+  privacy: private.Config
   checkpoint: CheckpointSettings
   mesh: MeshSettings
   task: Any
@@ -205,6 +233,7 @@ def dataclass_of(section: str, name: str = '') -> type:
 def read(config: Mapping[str, Any]) -> Settings:
   """The checked settings of a config. Raises `InputError` for unknown sections, keys, components, types and ranges."""
   known = ['seed', *PLAIN, *COMPONENTS]
+  config = {'adversarial': {}, 'privacy': {}, **config}  # which configs of older runs do not have
   for key in config:
     if key not in known:
       raise InputError(f'unknown config key {key}{did_you_mean(key, known)}\n  known: {", ".join(known)}')
@@ -236,6 +265,9 @@ def read(config: Mapping[str, Any]) -> Settings:
       'not change by an update below 0.004; precision.compute=bfloat16 has the speed, and precision.frozen=bfloat16 '
       'halves the memory of the frozen ones'
     )
+  average = {'ema': 'train.ema=0.999', 'swa': 'train.swa_start=0.75'}.get(got['checkpoint'].weights)
+  if average and not {'ema': got['train'].ema, 'swa': got['train'].swa_start is not None}[got['checkpoint'].weights]:
+    raise InputError(f'checkpoint.weights={got["checkpoint"].weights}: there is no such average; set {average}')
   return Settings(seed=seed, names=names, modules=modules, **got)
 
 

@@ -56,6 +56,23 @@ def compute(run: Run, own: Params, frozen: Params) -> None:
   print(f'log-probabilities of {count:,} pairs by the starting model: {time.perf_counter() - began:.1f} s', flush=True)
 
 
+def without(run: Run) -> Run:
+  """The run judged without a reference, where it would need one.
+
+  A model that is its own reference has gained nothing on it: every margin is 0, and no answer is ahead. So the mean
+  log-probabilities of the answers' tokens are compared as they are, as ORPO does, and a note says so.
+  """
+  if not needed(run):
+    return run
+  s = run.settings
+  note = (
+    f'objective.loss={s.objective.loss} compares with the model that training starts from, which is this one; instead '
+    "answers are compared by the mean log-probability of their tokens, and loss is the chosen answer's, nats a token"
+  )
+  objective = s.modules['objective'].without_reference(s.objective)
+  return dataclasses.replace(run, objective=objective, notes=[*run.notes, note])
+
+
 def save(run: Run, workdir: pathlib.Path) -> None:
   """Writes what `compute` found, whole or not at all."""
   if not needed(run):

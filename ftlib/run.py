@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ftlib import adapter, examples, generators, recipe
+from ftlib import adapter, examples, generators, recipe, regularised
 from ftlib.adapter import Adapter
 from ftlib.base import layout, lookup, trees
 from ftlib.base.errors import Diverged, InputError, did_you_mean
@@ -34,6 +34,7 @@ from ftlib.optim.chain import Optimizer
 from ftlib.peft.method import Adjust, Method, added
 from ftlib.recipe import ModelSettings, Settings
 from ftlib.tasks.task import Task
+from ftlib.train import averages
 from ftlib.train import state as train_state
 from ftlib.train.compiled import Compiled, Staged
 from ftlib.train.gradient import mean_gradient
@@ -126,13 +127,32 @@ class Run:
       flat |= adapter.moved(self.method.source, self.method.model, self.base, self.match)
       new = self.method.prepare(flat, functools.partial(self.gradient, own, frozen))
       own = self._stacked(trees.unflatten({**mine, **{n: x for n, x in new.items() if not given(n)}}))
-    make = functools.partial(train_state.create, tx=self.optimizer.tx, seed=self.settings.seed)
-    return jax.jit(make, out_shardings=self.state_shardings)(*trees.split(own, self.train_info.__contains__))
+    return jax.jit(self._create, out_shardings=self.state_shardings)(*trees.split(own, self.train_info.__contains__))
+
+  def _create(self, trainable: Params, kept: Params) -> TrainState:
+    tx, seed = self.optimizer.tx, self.settings.seed
+    return train_state.create(trainable, kept, tx=tx, seed=seed, averages=self.averaging)
+
+  @functools.cached_property
+  def averaging(self) -> dict[str, averages.Rule]:
+    """The averages of the trainable parameters that the state holds, 'ema' and 'swa' or fewer."""
+    train = self.settings.train
+    return averages.rules(ema=train.ema, swa_start=train.swa_start, steps=self.steps)
+
+  def evaluated(self, state: TrainState, weights: str = '') -> Params:
+    """All own parameters to evaluate, predict and export with: `weights`, or what checkpoint.weights says."""
+    return state.evaluated(weights or self.settings.checkpoint.weights, self._averaged)
+
+  @functools.cached_property
+  def _averaged(self) -> Callable[[Any, Params], Params] | None:
+    own = any(hasattr(part.module, 'averaged') for part in self.optimizer.parts.values())
+    return jax.jit(self.optimizer.averaged) if own else None
 
   def gradient(
     self, own: Params, frozen: Params, names: Sequence[str], *, rows: int, squared: bool = False
   ) -> dict[str, jax.Array]:
     """{name: mean gradient} of parameters of whatever kind over the first training rows (`ftlib/train/gradient.py`)."""
+    regularised.refuse(self.settings)
     rows, size = min(rows, len(self.examples['train'])), 1 if squared else self.settings.train.batch_size
     parts = [np.arange(i, min(i + size, rows)) for i in range(0, rows, size)]
     parts = (self._collated(self.examples['train'], numbers, size) for numbers in parts)
@@ -148,8 +168,7 @@ class Run:
     """The state's shapes, dtypes and shardings."""
     info = {n: i for n, i in self.info.items() if self.owns(stack.canonical(n))}
     shapes = trees.unflatten({n: jax.ShapeDtypeStruct(i.shape, i.dtype) for n, i in info.items()})
-    make = functools.partial(train_state.create, tx=self.optimizer.tx, seed=self.settings.seed)
-    state = jax.eval_shape(make, *trees.split(shapes, self.train_info.__contains__))
+    state = jax.eval_shape(self._create, *trees.split(shapes, self.train_info.__contains__))
     places = train_state.shardings(state, info, self.layout)
     return jax.tree.map(lambda s, p: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=p), state, places)
 
@@ -160,19 +179,26 @@ class Run:
   @functools.cached_property
   def train_step(self) -> Compiled | Staged:
     """`(state, frozen, batch) -> (state, sums)`, the state donated; compiled for each stage of the method's."""
-    parts = []
+    train, every, parts = self.settings.train, self.settings.train.log_every, []
     for k, tx in enumerate(self.optimizer.staged):
       step = make_train_step(
         self.method.model.apply,
         self.objective,
         tx,
-        micro=self.settings.train.accumulate,
+        micro=train.accumulate,
         penalty=self.method.penalty,
         adjust=self.adjust,
         active=lambda name, k=k: self.method.stage(stack.canonical(name)) <= k,
+        needs=self.optimizer.needs,
+        averaging=self.averaging,
+        stacked=lambda name: len(stack.members(name)) > 1,
+        groups=None if train.diagnostics == 'none' else self.optimizer.members,
+        **regularised.hooks(self),
+        shown=lambda step: (step % every == 0) | (step == self.steps),
       )
       parts.append(Compiled(step, donate_argnums=0, out_shardings=(self.state_shardings, self.layout.replicated)))
-    return parts[0] if len(parts) == 1 else Staged(parts, self.method.stages.steps(self.steps))
+    step = parts[0] if len(parts) == 1 else Staged(parts, self.method.stages.steps(self.steps))
+    return regularised.anchored(self, step)
 
   @functools.cached_property
   def eval_step(self) -> Compiled:
@@ -182,8 +208,7 @@ class Run:
 
   def batch(self, step: int) -> tuple[np.ndarray, Batch, int]:
     """(row numbers, Batch on the mesh, counted tokens) of a training step."""
-    rows = self.order.rows(step)
-    return self._placed(self.examples['train'], rows, self.settings.train.batch_size)
+    return self._placed(self.examples['train'], self.order.rows(step), self.order.most)
 
   def eval_batches(self, split: str) -> Iterator[tuple[np.ndarray, Batch]]:
     """(row numbers, Batch) over a split, rows of like length together, each row once."""
@@ -219,17 +244,14 @@ class Run:
     return batches.collate(examples, rows, size=size, edges=self.edges, pad_id=pad)
 
 
-def build(config: Mapping[str, Any], *, labels: list | None = None, split: str | None = None) -> Run:
+def build(config: Mapping[str, Any], *, labels: list | None = None, split: str | None = None, data: bool = True) -> Run:
   """The Run of a config. `labels` is a stored run's label list; `split` restricts tokenising to one split (eval.py).
+  Without `data` nothing of it is read, and the examples are rows of drawn token ids: a stored run, to ask or to export.
 
   Raises `InputError` for whatever is wrong, cheapest checks first.
   """
   s = recipe.read(config)
-  if s.train.batch_size % s.train.accumulate:
-    raise InputError(
-      f'train.batch_size={s.train.batch_size} is not a multiple of train.accumulate={s.train.accumulate}'
-    )
-  mesh = layout.build(s.mesh.shape, batch=s.train.batch_size // s.train.accumulate)
+  mesh = layout.build(s.mesh.shape, batch=regularised.rows_at_once(s))
   eval_size = -(-s.train.eval_batch_size // mesh.shards) * mesh.shards
   s = dataclasses.replace(s, train=dataclasses.replace(s.train, eval_batch_size=eval_size))
   base = open_base(s.model)
@@ -237,7 +259,7 @@ def build(config: Mapping[str, Any], *, labels: list | None = None, split: str |
   if getattr(s.task, 'pooling', None) == '':
     s = dataclasses.replace(s, task=dataclasses.replace(s.task, pooling=getattr(base.family, 'POOLING', 'cls')))
   columns = Columns(*s.modules['task'].columns(s.task))
-  dataset = preparation.load(s.data, **columns._asdict())
+  dataset = preparation.load(s.data, **columns._asdict()) if data else preparation.Dataset({'train': []}, {}, '', [])
   train = dataset.splits['train']
   task = s.modules['task'].build(s.task, train=train, known=labels or dataset.labels.get(columns.label))
   options = {
@@ -253,7 +275,7 @@ def build(config: Mapping[str, Any], *, labels: list | None = None, split: str |
   trains = lambda name: method.trains(name) or name in fresh  # noqa: E731
   if method.stages is not None:
     method = dataclasses.replace(method, stages=method.stages.with_first(fresh))
-  objective = s.modules['objective'].build(s.objective, labels=task.labels, counts=task.counts)
+  objective = regularised.objective(s, task)
   start = None
   if s.model.adapter:
     start = adapter.find(
@@ -262,20 +284,22 @@ def build(config: Mapping[str, Any], *, labels: list | None = None, split: str |
     notes += start.notes
   tokenizer = tokens.load(base.folder)
   limit = examples.limit(s, tokenizer, positions=arch.max_length, virtual=method.tokens)
-  made, more = examples.make(s, task, dataset, tokenizer, split, limit=limit, arch=arch, virtual=method.tokens)
+  if data:
+    made, more = examples.make(s, task, dataset, tokenizer, split, limit=limit, arch=arch, virtual=method.tokens)
+  else:
+    made, more = examples.drawn(arch.vocab, limit), []
   notes += more
   lengths = np.concatenate([e.unpacked.lengths for e in made.values()])
   info, runs = stored_info(method, trains, scan=s.model.layers == 'scan')
-  grouped = s.train.grouped and not s.train.packing
-  order = batches.Order(next(iter(made.values())).lengths, s.train.batch_size, s.seed, grouped)
-  rows = len(made.get('train', train))
+  order = regularised.order(s, next(iter(made.values())).lengths)
+  rows = len(made.get('train', train)) if data else 10**6  # enough for any schedule; none is followed
   steps = s.train.steps or max(1, round(s.train.epochs * -(-rows // s.train.batch_size)))
   train_info = {n: i for n, i in info.items() if trains(stack.canonical(n))}
   stage = lambda name: method.stage(stack.canonical(name))  # noqa: E731
   rates = lambda name: [method.rates(n) if method.rates else 1.0 for n in stack.members(name)]  # noqa: E731
-  optimizer = chain.build(s.modules['optim'], s.optim, train_info, steps=steps, stage=stage, rates=rates)
+  optimizer = chain.build(s.modules['optim'], s.optim, train_info, steps=steps, stage=stage, rates=rates, seed=s.seed)
   notes += [] if method.stages is None else [f'stages begin at steps {", ".join(map(str, method.stages.steps(steps)))}']
-  return Run(
+  run = Run(
     settings=s,
     layout=mesh,
     base=base,
@@ -298,6 +322,7 @@ def build(config: Mapping[str, Any], *, labels: list | None = None, split: str |
     steps=steps,
     notes=notes,
   )
+  return regularised.checked(run)
 
 
 def open_base(model: ModelSettings) -> Base:

@@ -30,6 +30,7 @@ from ftlib.optim import chain
 from ftlib.peft.method import Method, added
 from ftlib.recipe import Settings
 from ftlib.tasks.task import Task
+from ftlib.train import averages
 from ftlib.train import state as train_state
 from ftlib.train.state import TrainState
 from ftlib.train.step import make_train_step
@@ -101,7 +102,8 @@ def of(settings: Settings, config_json: Mapping[str, Any], *, classes: int = 2) 
     s.modules['optim'], s.optim, train_info, steps=steps, stage=lambda name: method.stage(stack.canonical(name))
   )
   own = {n: i for n, i in info.items() if n in train_info or added(stack.canonical(n))}
-  make = functools.partial(train_state.create, tx=optimizer.tx, seed=s.seed)
+  rules = averages.rules(ema=s.train.ema, swa_start=s.train.swa_start, steps=steps)
+  make = functools.partial(train_state.create, tx=optimizer.tx, seed=s.seed, averages=rules)
   state = jax.eval_shape(make, *trees.split(_structs(own), train_info.__contains__))
   frozen = _structs({n: i for n, i in info.items() if n not in own}, jnp.dtype(s.precision.frozen))
   objective = s.modules['objective'].build(s.objective, labels=task.labels, counts=task.counts)
@@ -112,6 +114,7 @@ def of(settings: Settings, config_json: Mapping[str, Any], *, classes: int = 2) 
     micro=s.train.accumulate,
     penalty=method.penalty,
     adjust=method.adjust and method.adjust(steps),
+    needs=optimizer.needs,
   )
   batch = _batch(s, task, s.train.max_length or arch.max_length)
   return Shapes(s, task, method, info, train_info, objective, state, frozen, batch, step)

@@ -47,11 +47,17 @@ def summary(run: Run, workdir: pathlib.Path) -> str:
     ('data', f'{s.data.path}: {rows} rows; {lengths.mean():.1f} tokens a row (median {int(np.median(lengths))})'),
     ('batches', f'{s.train.batch_size} rows, about {tokens:,} tokens a step, padded to {edges}{micro}'),
     ('steps', f'{run.steps:,} ({run.steps / per_epoch:.2f} epochs of {per_epoch:,})'),
-    ('optimizer', f'{s.names["optim"]}, {_groups(run)}; state {_bytes(n["opt_state_bytes"])}'),
+    *_optimizer(run, _bytes(n['opt_state_bytes'])),
     ('mesh', run.layout.describe()),
     ('precision', kept),
     ('writes to', str(workdir)),
   ]
+  if run.averaging:
+    names = {'ema': f'exponential ({s.train.ema:g})', 'swa': f'equal after {s.train.swa_start or 0:.0%} of the steps'}
+    size = _bytes(len(run.averaging) * trees.nbytes(run.abstract_state.trainable))
+    which = f'the average {s.checkpoint.weights}' if s.checkpoint.weights != 'raw' else 'what is trained'
+    means = ', '.join(names[n] for n in run.averaging)
+    lines.insert(-3, ('averages', f'{means}; {size} more; {which} is judged and exported'))
   if train.window:
     share = f'{packing.waste(train):.2%} of their tokens wasted'
     lines.insert(5, ('packing', f'{len(lengths):,} documents in {len(train):,} rows of {train.window} tokens, {share}'))
@@ -93,10 +99,17 @@ def table(title: str, metrics: Mapping[str, Any]) -> str:
   return '\n'.join(lines)
 
 
-def _groups(run: Run) -> str:
-  members, optim = run.optimizer.members, run.settings.optim
-  own = lambda g: optim.groups.get(g, {}).get('learning_rate') or optim.learning_rate  # noqa: E731
-  return ', '.join(f'group {g}: {len(names)} tensors at {own(g):g} ({optim.schedule})' for g, names in members.items())
+def _optimizer(run: Run, state: str) -> list[tuple[str, str]]:
+  """A line, and one for each group where there are several."""
+  lines = []
+  for group, part in run.optimizer.parts.items():
+    own = f'{part.optimizer} at {part.config.learning_rate:g} ({part.config.schedule})'
+    size = sum(run.train_info[n].size for n in part.labels)
+    lines.append((f'group {group}', f'{own}, {len(part.labels)} tensors, {size:,} parameters'))
+  if len(lines) == 1:
+    return [('optimizer', f'{lines[0][1]}; state {state}')]
+  first = f'{run.settings.names["optim"]}, {len(lines)} groups; state {state}'
+  return [('optimizer', first), *(('', f'{group}: {text}') for group, text in lines)]
 
 
 def _sites(names: list[str]) -> str:

@@ -26,6 +26,12 @@ import pytest  # noqa: E402
 from tests import tiny  # noqa: E402
 
 jax.config.update('jax_default_matmul_precision', 'highest')
+_LONG = ('tests/contract/test_methods.py', 'tests/resume/test_kill.py')
+
+
+def pytest_collection_modifyitems(items):
+  """The longest files first: several processes take whole files in this order (`make test`), and end together."""
+  items.sort(key=lambda item: not item.nodeid.startswith(_LONG))
 
 
 @pytest.fixture(scope='session')

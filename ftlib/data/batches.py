@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -118,6 +119,11 @@ class Order:
   def steps_per_epoch(self) -> int:
     return -(-len(self.lengths) // self.batch_size)
 
+  @property
+  def most(self) -> int:
+    """The rows that a batch has room for."""
+    return self.batch_size
+
   def rows(self, step: int) -> np.ndarray:
     """Row numbers of a step's batch; the last batch of an epoch may be short. Every epoch holds each row once."""
     epoch, i = divmod(step, self.steps_per_epoch)
@@ -138,6 +144,33 @@ class Order:
     return [batches[i] for i in rng.permutation(len(batches))]
 
 
+@dataclasses.dataclass(frozen=True, eq=False)
+class Poisson(Order):
+  """Batches that have every row with the same probability, each by itself: `batch_size` rows on average.
+
+  There is room for five deviations more, in multiples of `multiple`; of yet more rows a random part is left out. So the
+  sampling is what the accountant of `ftlib/train/private.py` counts with, and shapes stay the same.
+  """
+
+  multiple: int = 1
+
+  @property
+  def rate(self) -> float:
+    """The probability that a row is in a batch."""
+    return self.batch_size / len(self.lengths)
+
+  @property
+  def most(self) -> int:
+    spread = (self.batch_size * max(0.0, 1 - self.rate)) ** 0.5
+    return -(-math.ceil(self.batch_size + 5 * spread) // self.multiple) * self.multiple
+
+  def rows(self, step: int) -> np.ndarray:
+    """Row numbers of a step's batch, maybe none; they follow from the seed and the step alone."""
+    rng = np.random.default_rng((self.seed, step))
+    drawn = np.flatnonzero(rng.random(len(self.lengths)) < self.rate)
+    return drawn if len(drawn) <= self.most else np.sort(rng.permutation(drawn)[: self.most])
+
+
 def collate(examples: Examples, rows: Sequence[int], *, size: int, edges: tuple[int, ...], pad_id: int) -> Batch:
   """The Batch of some rows: int32 `tokens, positions, segments, types` [size, L], `rows` [size], and the extras.
 
@@ -146,7 +179,7 @@ def collate(examples: Examples, rows: Sequence[int], *, size: int, edges: tuple[
   """
   tokens = examples.tokens
   packs = [[r] for r in rows] if examples.packs is None else [examples.packs[r] for r in rows]
-  longest = max(int(tokens.lengths[p].sum()) for p in packs)
+  longest = max((int(tokens.lengths[p].sum()) for p in packs), default=0)
   length = examples.window or next(e for e in edges if e >= longest)
   batch: Batch = {
     'tokens': np.full((size, length), pad_id, np.int32),
@@ -168,7 +201,7 @@ def collate(examples: Examples, rows: Sequence[int], *, size: int, edges: tuple[
       batch['positions'][i, here] = np.arange(stop - start)
   for name, values in examples.extra.items():
     batch[name] = np.zeros((size, *values.shape[1:]), values.dtype)
-    batch[name][: len(rows)] = values[list(rows)]
+    batch[name][: len(rows)] = values[np.asarray(rows, np.int64)]
   return batch
 
 

@@ -4,12 +4,14 @@ The ids are those of the tokenizer's own `apply_chat_template` on the whole conv
 prompt ends that the model is given when it is to answer (`add_generation_prompt`), and ends with what ends its turn, so
 what is learnt is what is asked for later. Templates with `{% generation %}` say themselves where answers stand. Of
 others it is checked that what a turn looks like does not depend on the turns that follow; where it does, training on it
-would teach what generation never shows (Qwen3 takes the thoughts out of all turns but the last), and is refused.
+would teach what generation never shows (Qwen3 takes the thoughts out of all turns but the last), and is refused. One
+that prints the date (`strftime_now`, as Llama 3 does) is told a fixed one, else token ids would change by the day.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import datetime
 import functools
 import pathlib
 import re
@@ -24,6 +26,7 @@ Span = tuple[int, int]  # first and last + 1 character of a supervised part
 
 ROLES = ('system', 'user', 'assistant')
 TRAIN_ON = ('assistant', 'last', 'all')
+DATE = '2024-07-26'  # what Llama 3's templates print where they cannot ask for today's
 TEMPLATES = {  # for tokenizers without one; each says where its answers stand
   'turns': (  # one after the other, as DialoGPT was trained (Zhang et al. 2020)
     "{% for m in messages %}{% if m['role'] == 'assistant' %}{% generation %}{{ m['content'] + eos_token }}"
@@ -36,6 +39,7 @@ TEMPLATES = {  # for tokenizers without one; each says where its answers stand
     "{% if add_generation_prompt %}{{ 'Assistant:' }}{% endif %}"
   ),
 }
+_DIRECTIVES = ('-d', '-m', *'aAwdbBmyYHIMSpjUWxXc')  # of strftime
 _SHAREGPT = {'human': 'user', 'gpt': 'assistant', 'bot': 'assistant', 'model': 'assistant'}
 _MARK = '\U0010fffe{}\U0010fffe'  # stands for the content of message {}
 _MARKS = re.compile('\U0010fffe(\\d+)\U0010fffe')
@@ -107,11 +111,23 @@ def _check_order(turns: Sequence[Message]) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class Chat:
-  """Conversations by the template of a tokenizer; `train_on` says which tokens count, see `TRAIN_ON`."""
+  """Conversations by the template of a tokenizer; `train_on` says which tokens count, see `TRAIN_ON`. `date`: the one
+  that the template is told is today, as YYYY-MM-DD; '' for the real one."""
 
   tokenizer: Any
   template: str
   train_on: str = 'assistant'
+  date: str = DATE
+
+  @property
+  def notes(self) -> list[str]:
+    """What the user should know of the template."""
+    if 'strftime_now' not in self.template:
+      return []
+    return [
+      f'the chat template prints the date; it is given task.date={self.date} for ever, so that token ids do not change '
+      'from day to day'
+    ]
 
   @functools.cached_property
   def marked(self) -> bool:
@@ -142,8 +158,18 @@ class Chat:
   def render(self, conversation: list[Message], *, answer: bool = False) -> str:
     """The text of a conversation; with `answer`, up to where the assistant begins."""
     return self.tokenizer.apply_chat_template(
-      conversation, chat_template=self.template, tokenize=False, add_generation_prompt=answer
+      conversation, chat_template=self._dated, tokenize=False, add_generation_prompt=answer
     )
+
+  @functools.cached_property
+  def _dated(self) -> str:
+    """The template, with a function of its own for the date where it asks for one (what a template is given beside
+    messages may be data alone). Its first line ends with a tag, so it leaves nothing in the text."""
+    if not (self.date and 'strftime_now' in self.template):
+      return self.template
+    day = datetime.date.fromisoformat(self.date)
+    parts = ''.join(f"|replace('%{c}', '{day.strftime(f'%{c}')}')" for c in _DIRECTIVES)
+    return f'{{% macro strftime_now(format) %}}{{{{ format{parts} }}}}{{% endmacro %}}\n{self.template}'
 
   def _tokens(self, conversations, texts: list[str], where, spans: list[list[Span]], **options) -> list[Encoded]:
     """The tokens of rendered texts. Where a user's text has the name of a special token, text and `spans` move to the
@@ -206,7 +232,7 @@ class Chat:
 
     rendered, marks = chat_template_utils.render_jinja_template(
       conversations=[conversation],
-      chat_template=self.template,
+      chat_template=self._dated,
       return_assistant_tokens_mask=True,
       **self.tokenizer.special_tokens_map,
     )
@@ -260,7 +286,15 @@ class Chat:
     return len(before) if blank else start
 
 
-def open_chat(tokenizer: Any, name: str = '', *, train_on: str = 'assistant') -> Chat:
+def check_date(date: str) -> None:
+  """Raises `ValueError` for what is no date."""
+  try:
+    datetime.date.fromisoformat(date)
+  except ValueError as e:
+    raise ValueError(f'date={date!r} is no date as YYYY-MM-DD, such as {DATE}') from e
+
+
+def open_chat(tokenizer: Any, name: str = '', *, train_on: str = 'assistant', date: str = DATE) -> Chat:
   """The Chat of a template: '' for the tokenizer's own, one of `TEMPLATES`, or a file. Raises `InputError`.
 
   The tokenizer has that template from then on, so that whatever is made of the model later asks as it was trained.
@@ -282,7 +316,7 @@ def open_chat(tokenizer: Any, name: str = '', *, train_on: str = 'assistant') ->
         f'Set --config.task.chat_template= to one of {known}, or to a file with a template.'
       ) from e
   tokenizer.chat_template = template
-  return Chat(tokenizer, template, train_on)
+  return Chat(tokenizer, template, train_on, date)
 
 
 class _told:

@@ -145,7 +145,7 @@ def _curves(
     if best is not None:
       axes.axvline(best, color=SOFT, linewidth=0.9, linestyle=(0, (3, 3)), zorder=1.5)
     axes.set(xlabel='step', ylabel=name)
-    axes.legend(loc='upper right')
+    _legend(axes, *axes.get_legend_handles_labels())
 
   ends = [
     f'{split} from {v[0]:.4g} at step {s[0]:g} to {v[-1]:.4g} at step {s[-1]:g}' for split, (s, v) in curves.items()
@@ -159,10 +159,11 @@ def _curves(
 def metric(history: Mapping[str, Sequence[Mapping]], best: Mapping) -> Chart | None:
   """The main validation metric over steps with its best step marked, and one other of the same kind beside it.
 
-  `best` is {name, value, step}, any of them possibly missing; then the best is the highest value, of a loss the lowest.
+  `best` is {name, value, step, split}, any of them possibly missing; then the best is the highest value, of a loss the
+  lowest. `split` is the one that was judged: 'validation', or that of an average.
   """
   evaluated = _evaluated(history)
-  split = 'validation' if 'validation' in evaluated else next(iter(evaluated), None)
+  split = next((s for s in (str(best.get('split')), 'validation', *evaluated) if s in evaluated), None)
   if split is None:
     return None
   rows = evaluated[split]
@@ -198,7 +199,7 @@ def metric(history: Mapping[str, Sequence[Mapping]], best: Mapping) -> Chart | N
     axes.margins(y=0.12)
     axes.set(xlabel='step', ylabel=short(f'{"score" if others else report_data.label(main)} on {split}', 48))
     handles, labels = axes.get_legend_handles_labels()
-    axes.legend(handles[::-1], labels[::-1], loc='lower right')  # drawn last, on top, named first
+    _legend(axes, handles[::-1], labels[::-1])  # drawn last, on top, named first
 
   name = report_data.label(main)
   alt = f'{name} on {split} over steps: {at_best:.4g} at the best step, {best_step:g}; last {values[-1]:.4g}.'
@@ -231,6 +232,7 @@ def trace(history: Mapping[str, Sequence[Mapping]], key: str, *, title: str, smo
 _PREFERRED = ('accuracy', 'f1_macro', 'mcc', 'f1', 'roc_auc', 'exact_match', 'pearson')
 _LOWER = {'perplexity', *(name for name, higher in metrics.REGRESSION.items() if not higher)}
 _NOT_METRICS = {'', 'step', 'split', 'loss', 'seconds', 'tokens', 'examples', 'tokens_per_second', 'n', 'epoch'}
+_NOT_METRICS |= {'hessian_trace', 'mean_curvature'}
 
 
 def _evaluated(by_split: Mapping) -> dict:
@@ -248,6 +250,12 @@ def _trend(axes, steps: np.ndarray, values: np.ndarray, *, color: str, label: st
   axes.plot(steps[line], mean[line], color=color, label=label)
   # One spike must not press the rest of the curve flat: the axis shows the average and nearly all dots.
   return np.concatenate([mean, values[values <= np.percentile(values, 99)]])
+
+
+def _legend(axes, handles: Sequence, labels: Sequence[str]):
+  """Above the axes: within them it would hide points, of a split judged once the only one."""
+  place = {'loc': 'lower right', 'bbox_to_anchor': (1, 1), 'borderaxespad': 0.2}
+  axes.legend(handles, labels, ncols=min(3, len(labels)), **place)
 
 
 def _fit_loss(axes, values: np.ndarray):

@@ -16,7 +16,7 @@ import pathlib
 import shlex
 from collections.abc import Mapping
 
-from ftlib.evals import plots, report_page, report_split, report_text
+from ftlib.evals import plots, plots_diagnostics, report_page, report_split, report_text
 from ftlib.evals import report_format as fmt
 from ftlib.evals.report_data import Run, first, label, number, read
 from ftlib.evals.report_page import block, code, details, figure, grid, section, table, text
@@ -125,17 +125,24 @@ def _key_numbers(run: Run) -> list[tuple[str, str, str]]:
   get = {key: number(value) for key, value in run.summary.items()}
   total, trained = get.get('params_total'), get.get('params_trainable')
   share = f'{fmt.percent(trained / total)} of {fmt.scaled(total)}' if trained is not None and total else ''
+  skipped = get.get('skipped_steps')
   elapsed = next((get[key] for key in ('train_seconds', 'total_seconds', 'seconds') if get.get(key) is not None), None)
   rows = [
     ('Trained parameters', trained, fmt.scaled, share),
     ('All parameters', total if trained is None else None, fmt.scaled, ''),
     ('Optimizer state', get.get('opt_state_bytes'), fmt.size, ''),
-    ('Steps', get.get('steps'), fmt.integer, ''),
+    ('Steps', get.get('steps'), fmt.integer, f'{skipped:.0f} without an update' if skipped else ''),
+    ('Privacy: epsilon', number(first(run.summary, 'privacy.epsilon')), fmt.decimal, _delta(run.summary)),
     ('Tokens per second', get.get('tokens_per_second'), fmt.integer, _device(run.env)),
     ('Training time', elapsed, fmt.duration, ''),
     ('Compilation', get.get('compile_seconds'), fmt.duration, ''),
   ]
   return [(name, form(value), remark) for name, value, form, remark in rows if value is not None]
+
+
+def _delta(summary: Mapping) -> str:
+  delta = number(first(summary, 'privacy.delta'))
+  return '' if delta is None else f'at delta {delta:g}; what it assumes is in the summary below'
 
 
 def _training(run: Run, best: Mapping) -> str:
@@ -147,7 +154,10 @@ def _training(run: Run, best: Mapping) -> str:
     None if told else plots.metric(run.history, best),
     plots.trace(run.history, 'margin', title='Reward margin', smoothed=True),
     plots.trace(run.history, 'learning_rate', title='Learning rate', smoothed=False),
+    plots_diagnostics.planned(run.summary),
     plots.trace(run.history, 'grad_norm', title='Gradient norm', smoothed=True),
+    *plots_diagnostics.curves(run.history),
+    plots_diagnostics.landscape(run.summary),
   ]
   return section('Training', grid(*map(figure, charts)), anchor='training')
 
@@ -160,7 +170,7 @@ def _setup(run: Run) -> str:
     block('Reproduce', code(command), note=_source(run.env)) if command else '',
     details('Configuration', code(json.dumps(run.config, indent=2, ensure_ascii=False)) if run.config else ''),
     details('Environment', _pairs(run.env, leave={'command', 'argv'})),
-    details('Summary', _pairs(run.summary, leave=set())),
+    details('Summary', _pairs(run.summary, leave={'planned_learning_rates'})),
     notes,
     anchor='setup',
   )

@@ -196,6 +196,7 @@ no-repeat,linear-gradient(var(--line),var(--line)) left bottom/100% 3px no-repea
 .examples td,.examples th{text-align:left;white-space:normal}
 .examples tbody th{width:56%;font-weight:400;overflow-wrap:anywhere;padding-right:24px}
 .examples td{overflow-wrap:anywhere}
+.said .examples td:last-child{overflow-wrap:normal;white-space:nowrap}
 .pairs td{white-space:normal}
 .wrap td{overflow-wrap:anywhere}
 .wrap td,.pairs td:nth-child(2){text-align:left}

@@ -302,7 +302,8 @@ class Checkpoints:
     if wrong := leaves.differences(doc['leaves'], {n: leaves.spec(x) for n, x in wanted.items()}):
       raise InputError(
         f'checkpoint {path} does not fit this run:\n{listing(wrong)}\n'
-        'It was written with another model, method or optimizer: use the config it was made with, or a new folder.'
+        'It was written with another model, method or optimizer, or by an older ftlib: use the config and the version '
+        'it was made with, or a new folder.'
       )
     stored = {n: x for n, x in wanted.items() if x.size}
     item = trees.unflatten({n: jax.ShapeDtypeStruct(x.shape, x.dtype) for n, x in stored.items()})

@@ -28,6 +28,7 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 from ftlib.io.workdir import append_jsonl, truncate_jsonl
 
 _FLUSH_SECONDS = 10.0
+_COLUMNS = 80  # of a terminal that tells none
 _LEAST_BAR = 10  # columns; a terminal with less room beside the numbers gets the numbers alone
 
 _log = logging.getLogger(__name__)
@@ -94,7 +95,7 @@ class Log:
     parts += [] if seconds_left is None or step == self._total else [f'left {clock(seconds_left)}']
     if sys.stdout.isatty():
       first, self._bar = self._bar is None, self._bar or self._open_bar()
-      self._bar.bar_format = _fitted(step, self._total, parts, self._bar.format_dict['ncols'] or 80)
+      self._bar.bar_format = _fitted(step, self._total, parts, self._bar.format_dict['ncols'])
       self._bar.update(step - self._bar.n)
       if first:
         self._bar.refresh()
@@ -128,7 +129,10 @@ class Log:
   def _open_bar(self) -> Any:
     self._open.enter_context(logging_redirect_tqdm())  # a warning stands above the bar and not in it
     start = {'total': self._total, 'initial': self._first, 'bar_format': '{desc}'}  # nothing, until it is moved
-    return tqdm.tqdm(file=sys.stdout, dynamic_ncols=True, miniters=1, **start)
+    bar = tqdm.tqdm(file=sys.stdout, dynamic_ncols=True, miniters=1, **start)
+    if not bar.ncols:  # a terminal that does not tell its width, on which nothing would be shown
+      bar.dynamic_ncols, bar.ncols = False, _COLUMNS
+    return bar
 
   @property
   def _path(self) -> Path:

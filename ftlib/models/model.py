@@ -57,10 +57,14 @@ class Model:
 
   def apply(self, params: Params, inputs: Batch, key: jax.Array | None = None) -> Outputs:
     """The forward pass. `inputs`: `tokens, positions, segments, types` int32 [B, L], `rows` int32 [B] (numbers of the
-    rows in the global batch, from which dropout masks follow); no `key`, no dropout. `params` may be stacked."""
+    rows in the global batch, from which dropout masks follow); where it is there, `embedding_noise` [B, L, D] is added
+    to what the first block reads of these tokens. No `key`, no dropout. `params` may be stacked."""
     stream = None if key is None else rng.Stream.start(key, inputs['rows'], kind=self.dropout_bits)
     trunk = nnx.merge(nnx.graphdef(self.trunk), {k: v for k, v in params.items() if k != 'layers'})
     h_BLD, context = trunk.start(inputs, stream)
+    if 'embedding_noise' in inputs:
+      noise_BLD = inputs['embedding_noise'].astype(h_BLD.dtype)
+      h_BLD += jnp.pad(noise_BLD, ((0, 0), (context.prompt, 0), (0, 0)))
     h_BLD = h_BLD.astype(self.compute)  # every later layer casts its parameters to what it is given
 
     def layer(graph: Any) -> stack.LayerFn:

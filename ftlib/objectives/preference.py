@@ -29,6 +29,7 @@ from ftlib.base.types import Batch, Outputs, Sums
 from ftlib.objectives.vocabulary import token_nll
 
 LOSSES = ('sigmoid', 'hinge', 'ipo', 'orpo')
+ROWWISE = True  # the loss of a pair, which is a row, follows from the pair alone
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,13 +56,32 @@ def build(config: Config, *, labels: list, counts: np.ndarray) -> Callable[..., 
   """The objective; raises `InputError` for a task with labels."""
   if labels:
     raise InputError('objective.name=preference is for pairs of answers (task.name=preference); this task has labels')
+  return _objective(config, losses)
+
+
+def without_reference(config: Config) -> Callable[..., Sums]:
+  """What is said of a model that is compared with no other, whatever the loss: by means over an answer's tokens.
+
+  `loss`: -c, nats a token; `margin`: c - r; `accuracy`: the share of pairs in which it is above 0. No rewards.
+  """
+  objective = _objective(config, _means)
+  return lambda *given: {n: x for n, x in objective(*given).items() if not n.endswith('_reward')}
+
+
+def _means(config: Config, logp_B2: jax.Array, tokens_B2: jax.Array, reference_B2: None) -> tuple[jax.Array, jax.Array]:
+  mean_B2 = logp_B2 / jnp.maximum(tokens_B2, 1)
+  return -mean_B2[:, 0], mean_B2
+
+
+def _objective(config: Config, scored: Callable[..., tuple[jax.Array, jax.Array]]) -> Callable[..., Sums]:
+  """The objective whose losses and rewards are those of `scored`, called as `losses`."""
 
   def objective(apply, batch: Batch, key: jax.Array | None) -> Sums:
     """Sums over the pairs of a batch with `targets, weights, segments` [B, L] and `pairs` float [B] (0: padding)."""
     if 'pairs' not in batch:
       raise InputError('objective.name=preference is for pairs of answers: task.name=preference makes them')
     logp_B2, tokens_B2 = log_probs(apply(batch, key), batch, chunk=config.chunk)
-    loss_B, rewards_B2 = losses(config, logp_B2, tokens_B2, batch.get('reference'))
+    loss_B, rewards_B2 = scored(config, logp_B2, tokens_B2, batch.get('reference'))
     real_B = batch['pairs']
     total = real_B.sum()
     margin_B = rewards_B2[:, 0] - rewards_B2[:, 1]

@@ -18,6 +18,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ftlib.base.types import Outputs
+from ftlib.objectives.objective import symmetric_kl
+
 Unembed = Callable[[jax.Array], jax.Array]  # hidden states [..., D] to float32 logits [..., V]
 
 
@@ -51,6 +54,18 @@ def token_nll(unembed: Unembed, hidden_BLD: jax.Array, targets_BL: jax.Array, *,
   _, nll_CBS = jax.lax.scan(lambda _, x: (None, one(*x)), None, pieces)
   batch, length = targets_BL.shape
   return nll_CBS.swapaxes(0, 1).reshape(batch, -1)[:, :length]
+
+
+def divergence_sum(outputs: Outputs, others: Outputs, weights_BL: jax.Array, *, chunk: int = 1024) -> jax.Array:
+  """The sum of weight * (KL(p||q) + KL(q||p)) / 2 of the two distributions of each position, float32 []."""
+  pieces = _pieces((outputs.hidden, weights_BL.astype(jnp.float32), others.hidden), chunk)
+
+  @jax.checkpoint
+  def one(h_BSD: jax.Array, weights_BS: jax.Array, other_BSD: jax.Array) -> jax.Array:
+    apart_BS = symmetric_kl(outputs.unembed(h_BSD), others.unembed(other_BSD))
+    return jnp.where(weights_BS > 0, apart_BS * weights_BS, 0).sum()
+
+  return jax.lax.scan(lambda total, x: (total + one(*x), None), jnp.zeros((), jnp.float32), pieces)[0]
 
 
 def token_scores(

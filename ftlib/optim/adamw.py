@@ -8,6 +8,7 @@ import optax
 
 from ftlib.base.settings import setting
 from ftlib.base.types import ParamInfo
+from ftlib.optim.moments import kept
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,5 +21,6 @@ class Config:
 
 
 def build(config: Config, info: dict[str, ParamInfo]) -> optax.GradientTransformation:
-  """The direction before decay and learning rate, which `chain.py` adds. State: two moments a parameter."""
-  return optax.scale_by_adam(b1=config.b1, b2=config.b2, eps=config.eps)
+  """The direction before decay and learning rate, which `chain.py` adds. State: two moments a parameter,
+  the first in `moments`."""
+  return kept(optax.scale_by_adam(b1=config.b1, b2=config.b2, eps=config.eps), ('mu',), config.moments)

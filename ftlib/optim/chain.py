@@ -1,77 +1,85 @@
-"""From settings to one Optax transformation: clip, then for each group of names rule, decay and learning rate.
+"""From settings to one Optax transformation: clip, then for each group of names its rule, decay and learning rate.
 
-An optimizer file gives the direction; what every optimizer shares is set here. `config_of` puts both in one section
-(`optim.learning_rate` beside `optim.b1`). Groups are name patterns with settings of their own; the first group that
-matches a name takes it, the rest is the group `default`.
+An optimizer file gives the direction of a step; what every optimizer shares is beside them: settings in `fields.py`,
+one group in `rule.py`, gradients and parameters in `around.py`. Groups are name patterns with settings of their own;
+the first group that matches a name takes it, the rest is the group `default`.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from types import ModuleType
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
 
-from ftlib.base import settings, trees
+from ftlib.base import trees
 from ftlib.base.errors import InputError
-from ftlib.base.settings import setting
-from ftlib.base.types import ParamInfo
-from ftlib.optim import schedules
+from ftlib.base.types import ParamInfo, Params
+from ftlib.optim import around, fields, rule, schedules
+from ftlib.optim.fields import Common, Group, config_of
+
+__all__ = ['Common', 'Group', 'Optimizer', 'Part', 'build', 'config_of']
 
 
 @dataclasses.dataclass(frozen=True)
-class Common:
-  """What every optimizer has. Rates are per step; `clip_norm` 0 does not clip.
+class Part:
+  """One group: its optimizer file and settings, its learning rate at a step, and its names.
 
-  `no_decay` is a pattern of names without weight decay; `cut_frac` and `ratio` are of schedule 'slanted'. `groups` is
-  {group name: {pattern, learning_rate, weight_decay}}, set in a config file; flags then change what is there.
+  `labels` {name: label} tells apart what begins to train at different stages; a label has a state of its own.
   """
 
-  learning_rate: float = setting(1e-3, above=0)
-  weight_decay: float = setting(0.0, low=0)
-  no_decay: str = r'(bias|scale)$'
-  clip_norm: float = setting(1.0, low=0)
-  schedule: str = setting('linear', choices=schedules.NAMES)
-  warmup: float = setting(0.06, low=0, below=1)
-  warmup_steps: int | None = setting(None, low=0)
-  final: float = setting(0.0, low=0, high=1)
-  power: float = setting(1.0, above=0)
-  cut_frac: float = setting(0.1, above=0, below=1)
-  ratio: float = setting(32.0, low=1)
-  groups: dict = dataclasses.field(default_factory=dict)
+  module: ModuleType
+  config: Any
+  schedule: optax.Schedule
+  labels: dict[str, str]
 
-
-@dataclasses.dataclass(frozen=True)
-class Group:
-  """One group of names. A field at None is the optimizer's own."""
-
-  pattern: str = ''
-  learning_rate: float | None = setting(None, above=0)
-  weight_decay: float | None = setting(None, low=0)
-
-
-def config_of(module: ModuleType) -> type:
-  """The dataclass of an optimizer's section: the file's own fields (and its defaults) over `Common`'s."""
-  return dataclasses.make_dataclass('Config', [], bases=(module.Config, Common), frozen=True)
+  @property
+  def optimizer(self) -> str:
+    """The optimizer's name."""
+    return fields.name_of(self.module)
 
 
 @dataclasses.dataclass(frozen=True)
 class Optimizer:
-  """`tx` over the trainable tree; `schedules` {group: step -> learning rate}; `members` {group: names}.
+  """`tx` over the trainable tree; `parts` {group: Part}; `needs`, the extra arguments that `tx.update` wants.
 
   `staged[k]` is `tx` while what begins to train after stage k waits: neither it nor its moments and their count change.
-  The state is the same.
+  The state is the same: {label: the state of `rule.py`}.
   """
 
-  tx: optax.GradientTransformation
-  schedules: dict[str, optax.Schedule]
-  members: dict[str, list[str]]
-  staged: tuple[optax.GradientTransformation, ...] = ()
+  tx: optax.GradientTransformationExtraArgs
+  parts: dict[str, Part]
+  needs: frozenset[str]
+  staged: tuple[optax.GradientTransformationExtraArgs, ...]
+
+  @property
+  def schedules(self) -> dict[str, optax.Schedule]:
+    """{group: step -> learning rate}, before what a plateau lowers it by."""
+    return {group: part.schedule for group, part in self.parts.items()}
+
+  @property
+  def members(self) -> dict[str, list[str]]:
+    """{group: names}."""
+    return {group: list(part.labels) for group, part in self.parts.items()}
+
+  def averaged(self, opt_state: Any, params: Params) -> Params:
+    """The parameters to evaluate, predict and export with: `params`, but where a group's optimizer file says other."""
+    out = []
+    for part in self.parts.values():
+      fn = getattr(part.module, 'averaged', lambda state, own: own)
+      owned = _split(params, part.labels)
+      out += [fn(opt_state[label]['rule'], own) for label, own in owned.items()]
+    return trees.join(*out)
+
+  def planned(self, steps: int, *, points: int = 200) -> dict[str, list[list[float]]]:
+    """{group: [[step, learning rate], ...]} at up to `points` steps of a run of `steps`, as far as known beforehand."""
+    at = np.unique(np.linspace(0, steps - 1, min(points, steps)).round().astype(np.int32))
+    rates = {group: np.asarray(schedule(at)) for group, schedule in self.schedules.items()}
+    return {group: [[int(t), float(r)] for t, r in zip(at, rate, strict=True)] for group, rate in rates.items()}
 
 
 def build(
@@ -82,84 +90,108 @@ def build(
   steps: int,
   stage: Callable[[str], int] = lambda _: 0,
   rates: Callable[[str], Sequence[float]] = lambda _: (1.0,),
+  seed: int = 0,
 ) -> Optimizer:
   """The optimizer over the trainable parameters `info` for a run of `steps` steps.
 
   A parameter waits until its `stage`; `rates` gives the factor of its learning rate, or one for each layer of a stack.
-  Raises `InputError` for a group whose pattern matches nothing, and a group all of whose names an earlier one took.
+  `seed` is that of gradient noise. Raises `InputError` for a group whose pattern matches nothing, and one all of whose
+  names an earlier one took, and for settings that do not go together.
   """
-  groups = {n: settings.read(Group, g, where=f'optim.groups.{n}') for n, g in config.groups.items()}
-  members = _members(groups, list(info))
-  warmup = schedules.warmup_steps(ratio=config.warmup, steps=config.warmup_steps, total=steps)
-  chosen, waiting, begins, labels = {}, {}, {}, {}
-  schedule = {}
+  specs = {name: fields.of_group(name, module, config) for name in config.groups}
+  members = _members({name: spec.pattern for name, spec in specs.items()}, list(info))
+  top = max((-around.depths(n, 0)[-1] for n in info), default=0)
+  parts, rules, begins = {}, {}, {}
   for name, names in members.items():
-    group = groups.get(name, Group())
-    schedule[name] = schedules.build(
-      config.schedule,
-      peak=config.learning_rate if group.learning_rate is None else group.learning_rate,
-      warmup=warmup,
-      total=steps,
-      final=config.final,
-      power=config.power,
-      cut_frac=config.cut_frac,
-      ratio=config.ratio,
-    )
-    decay = config.weight_decay if group.weight_decay is None else group.weight_decay
-    for k in sorted(set(map(stage, names))):
-      own = {n: info[n] for n in names if stage(n) == k}
-      label = f'{name}-{k}' if k else name
-      labels |= dict.fromkeys(own, label)
-      rule = [*_chain(module.build(config, own), decay, config.no_decay), *_scaled(rates, own)]
-      clock = optax.scale_by_learning_rate(schedule[name])
-      chosen[label], begins[label] = optax.chain(*rule, clock), k
-      waiting[label] = _waiting(chosen[label].init, clock)
-  parts = [optax.clip_by_global_norm(config.clip_norm)] if config.clip_norm > 0 else []
-  tree = trees.unflatten({n: labels[n] for n in info})
+    where = f'optim.groups.{name}' if name in specs else 'optim'
+    own, settings = (specs[name].module, specs[name].config) if name in specs else (module, config)
+    schedule = schedules.build(settings, peak=settings.learning_rate, total=steps, where=where)
+    part = Part(own, settings, schedule, {n: f'{name}-{stage(n)}' if stage(n) else name for n in names})
+    parts[name] = part
+    factor = functools.partial(_factors, rates, part.config.layer_decay, top)
+    for n, label in part.labels.items():
+      begins[label] = stage(n)
+    for label in dict.fromkeys(part.labels.values()):
+      inside = {n: info[n] for n in names if part.labels[n] == label}
+      rules[label] = rule.group(own, settings, inside, schedule=schedule, rates=factor, seed=seed, where=where)
+  labels = {n: label for part in parts.values() for n, label in part.labels.items()}
+  clip = around.clipper(config.clip, config.clip_norm, info)
 
-  def during(k: int) -> optax.GradientTransformation:
-    now = {label: tx if begins[label] <= k else waiting[label] for label, tx in chosen.items()}
-    return optax.chain(*parts, next(iter(now.values())) if len(now) == 1 else optax.partition(now, tree))
+  def during(k: int) -> optax.GradientTransformationExtraArgs:
+    now = {label: tx if begins[label] <= k else rule.waiting(tx) for label, tx in rules.items()}
+    return _together(now, labels, clip)
 
   staged = tuple(map(during, range(max(begins.values(), default=0) + 1)))
-  return Optimizer(staged[-1], schedule, members, staged)
+  return Optimizer(staged[-1], parts, _needs(parts), staged)
 
 
-def _waiting(init: Callable[[Any], Any], clock: optax.GradientTransformation) -> optax.GradientTransformation:
-  """No update, and a state as it was but for the schedule's step, which is the run's."""
-
-  def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
-    zero = jax.tree.map(jnp.zeros_like, updates)
-    return zero, (*state[:-1], clock.update(zero, state[-1], params)[1])
-
-  return optax.GradientTransformation(init, update)
+def _factors(rates: Callable[[str], Sequence[float]], decay: float, top: int, name: str) -> np.ndarray:
+  below = around.depths(name, top) if decay < 1 else [0]
+  return np.asarray(rates(name), np.float32) * np.float32(decay) ** np.asarray(below, np.float32)
 
 
-def _scaled(rates: Callable[[str], Sequence[float]], names: Mapping[str, Any]) -> list[optax.GradientTransformation]:
-  factors = {n: np.asarray(rates(n), np.float32) for n in names}
-  if all((x == 1).all() for x in factors.values()):
-    return []
-  wide = lambda x, u: x[0] if x.size == 1 else x.reshape(-1, *[1] * (u.ndim - 1))  # noqa: E731
-  times = lambda path, u: u * wide(factors[trees.path_name(path)], u)  # noqa: E731
-  return [optax.stateless(lambda updates, _: jax.tree_util.tree_map_with_path(times, updates))]
+def _needs(parts: Mapping[str, Part]) -> frozenset[str]:
+  plateau = ['rate_scale'] if any(part.config.schedule == 'plateau' for part in parts.values()) else []
+  return frozenset(plateau).union(*(fields.needs_of(part.module) for part in parts.values()))
 
 
-def _chain(rule: optax.GradientTransformation, decay: float, no_decay: str) -> list[optax.GradientTransformation]:
-  rx = trees.compile_pattern(no_decay, field='optim.no_decay')
-  decays = lambda name: not (no_decay and rx.search(name))  # noqa: E731
-  mask = lambda tree: jax.tree_util.tree_map_with_path(lambda path, _: decays(trees.path_name(path)), tree)  # noqa: E731
-  return [rule] if decay == 0 else [rule, optax.add_decayed_weights(decay, mask=mask)]
+def _split(tree: Params, labels: Mapping[str, str]) -> dict[str, Params]:
+  """{label: the part of a tree that bears it}."""
+  flat = trees.flatten(tree)
+  out: dict[str, dict[str, Any]] = {label: {} for label in labels.values()}
+  for name, label in labels.items():
+    out[label][name] = flat[name]
+  return {label: trees.unflatten(own) for label, own in out.items()}
 
 
-def _members(groups: Mapping[str, Group], names: list[str]) -> dict[str, list[str]]:
+def _together(
+  rules: Mapping[str, optax.GradientTransformationExtraArgs],
+  labels: Mapping[str, str],
+  clip: Callable[[Params, Params], Params],
+) -> optax.GradientTransformationExtraArgs:
+  """Each rule over the names with its label, as in `optax.partition`, after `clip` over all.
+
+  A rule is given trees of its names alone and no `optax.MaskedNode`s, and so are the functions among the extra
+  arguments: what it does not own is at the parameters of the step.
+  """
+
+  def init(params: Params) -> dict[str, Any]:
+    return {label: rules[label].init(own) for label, own in _split(params, labels).items()}
+
+  def update(gradients: Params, state: Mapping[str, Any], params: Params, **extra: Any) -> tuple[Params, dict]:
+    clipped, theirs = _split(clip(gradients, params), labels), _split(params, labels)
+    if 'grad_fn' in extra:
+      extra['grad_fn'] = lambda p, *i, fn=extra['grad_fn']: clip(fn(p, *i), p)
+    out = {}
+    for label, tx in rules.items():
+      given = _inside(extra, params, {n for n, owner in labels.items() if owner == label})
+      out[label] = tx.update(clipped[label], state[label], theirs[label], **given)
+    return trees.join(*(updates for updates, _ in out.values())), {label: after for label, (_, after) in out.items()}
+
+  return optax.GradientTransformationExtraArgs(init, update)
+
+
+def _inside(extra: Mapping[str, Any], params: Params, names: set[str]) -> dict[str, Any]:
+  """The extra arguments of a rule that owns `names`."""
+  rest = trees.split(params, names.__contains__)[1]
+  own = lambda tree: trees.split(tree, names.__contains__)[0]  # noqa: E731
+  at = {n: (lambda p, fn=extra[n]: fn(trees.join(p, rest))) for n in ('value_fn', 'obj_fn') if n in extra}
+  if 'grad' in extra:
+    at['grad'] = own(extra['grad'])
+  if 'grad_fn' in extra:
+    at['grad_fn'] = lambda p, *i: own(extra['grad_fn'](trees.join(p, rest), *i))
+  return {**extra, **at}
+
+
+def _members(patterns: Mapping[str, str], names: list[str]) -> dict[str, list[str]]:
   left = list(names)
   members: dict[str, list[str]] = {}
-  for group, spec in groups.items():
+  for group, pattern in patterns.items():
     if group == 'default':
       raise InputError('optim.groups.default: "default" is the name of the rest; call the group something else')
-    hits = trees.matching(spec.pattern, names, field=f'optim.groups.{group}.pattern', what='trainable parameters')
+    hits = trees.matching(pattern, names, field=f'optim.groups.{group}.pattern', what='trainable parameters')
     members[group] = [n for n in hits if n in left]
     if not members[group]:
-      raise InputError(f'optim.groups.{group} is empty: earlier groups took all that {spec.pattern!r} matches')
+      raise InputError(f'optim.groups.{group} is empty: earlier groups took all that {pattern!r} matches')
     left = [n for n in left if n not in members[group]]
   return {**members, **({'default': left} if left else {})}

@@ -8,6 +8,7 @@ import optax
 
 from ftlib.base.settings import setting
 from ftlib.base.types import ParamInfo
+from ftlib.optim.moments import kept
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,7 +21,7 @@ class Config:
 
 
 def build(config: Config, info: dict[str, ParamInfo]) -> optax.GradientTransformation:
-  """The direction before decay and learning rate, which `chain.py` adds."""
+  """The direction before decay and learning rate, which `chain.py` adds. State: the momentum, in `moments`."""
   if config.momentum == 0:
     return optax.identity()
-  return optax.trace(decay=config.momentum, nesterov=config.nesterov)
+  return kept(optax.trace(decay=config.momentum, nesterov=config.nesterov), ('trace',), config.moments)

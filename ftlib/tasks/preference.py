@@ -39,8 +39,8 @@ class Config:
   conversations, for which `prompt` may be ''.
 
   `template`: of texts, 'chat' (a conversation of one question) or one of `ftlib/tasks/sft.py: TEMPLATES`.
-  `chat_template`: as in sft. `train.max_length` is that of prompt and answer together; of longer ones the prompt is cut
-  from the left, the same for both, then the answers from the right.
+  `chat_template`, `date`: as in sft. `train.max_length` is that of prompt and answer together; of longer ones the
+  prompt is cut from the left, the same for both, then the answers from the right.
   """
 
   form: str = setting('prompt', choices=('prompt', 'messages'))
@@ -49,10 +49,12 @@ class Config:
   rejected: str = 'rejected'
   template: str = setting('chat', choices=('chat', *TEMPLATES))
   chat_template: str = ''
+  date: str = chat.DATE
 
   def __post_init__(self):
     if self.form == 'prompt' and not self.prompt:
       raise ValueError("prompt='' is for form='messages', whose answers may be whole conversations")
+    chat.check_date(self.date)
 
 
 def columns(config: Config) -> Columns:
@@ -95,7 +97,7 @@ class Preference:
     documents = [(pairs[i][0], answer) for i in usable for answer in pairs[i][1:]]
     front, end = tokens.frame(tokenizer)
     if self._chats:
-      template = chat.open_chat(tokenizer, self.config.chat_template, train_on='last')
+      template = chat.open_chat(tokenizer, self.config.chat_template, train_on='last', date=self.config.date)
       whole = [[*turns, {'role': 'assistant', 'content': answer}] for turns, answer in documents]
       encoded = template.encode(whole, lambda k: where(usable[k // 2]))
     else:
@@ -113,6 +115,7 @@ class Preference:
         two += [chosen, rejected]
         truncated += max(len(ids) for ids, _ in pair) > limit
     notes = _notes(getattr(rows, 'name', 'rows'), len(rows), dropped, where)
+    notes = [*template.notes, *notes] if self._chats else notes
     found = batches.language([ids for ids, _ in two], [own for _, own in two], truncated=truncated, notes=notes)
     return dataclasses.replace(
       found,

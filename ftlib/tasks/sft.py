@@ -46,7 +46,8 @@ class Config:
 
   `template`: for prompts and instructions, 'chat' or one of `TEMPLATES`. `wrap`: what is asked, with {prompt} in it.
   `system`: what a conversation without a system turn begins with. `chat_template`: '' for the tokenizer's own, one of
-  `ftlib/data/chat.py: TEMPLATES`, or a file. `train_on`: the assistant's turns, the last of these, or every token.
+  `ftlib/data/chat.py: TEMPLATES`, or a file. `date`: what a chat template that prints the date is told it is, whenever
+  the run is trained, judged or asked. `train_on`: the assistant's turns, the last of these, or every token.
   `truncate`: where a row that is too long loses tokens, or whether it is dropped. `samples`: how many rows of
   validation are answered before and after training, for the report.
   """
@@ -63,6 +64,7 @@ class Config:
   wrap: str = '{prompt}'
   system: str = ''
   chat_template: str = ''
+  date: str = chat.DATE
   train_on: str = setting('assistant', choices=chat.TRAIN_ON)
   truncate: str = setting('left', choices=('left', 'right', 'drop'))
   samples: int = setting(4, low=0)
@@ -70,6 +72,7 @@ class Config:
   def __post_init__(self):
     if '{prompt}' not in self.wrap:
       raise ValueError(f'wrap={self.wrap!r} has no place {{prompt}} for the prompt')
+    chat.check_date(self.date)
 
   @property
   def fields(self) -> tuple[str, str]:
@@ -108,18 +111,22 @@ class Sft(Language):
   def examples(self, rows: Sequence[Mapping[str, Any]], tokenizer: Any, *, limit: int) -> Examples:
     where = getattr(rows, 'where', lambda i: f'row {i + 1}')
     front, end = tokens.frame(tokenizer)
+    notes: list[str] = []
     if self._chats:
-      own = chat.open_chat(tokenizer, self.config.chat_template, train_on=self.config.train_on)
+      c = self.config
+      own = chat.open_chat(tokenizer, c.chat_template, train_on=c.train_on, date=c.date)
+      notes = own.notes
       found = own.encode([self.conversation(row) for row in rows], where)
     else:
       found = self._plain(rows, tokenizer, front, end)
-    return self._fitted(found, front, limit, where, getattr(rows, 'name', 'rows'))
+    fitted = self._fitted(found, front, limit, where, getattr(rows, 'name', 'rows'))
+    return dataclasses.replace(fitted, notes=[*notes, *fitted.notes])
 
   def prompts(self, rows: Sequence[Mapping[str, Any]], tokenizer: Any) -> list[list[int]]:
     """The ids after which the model is to give each row's (last) answer, as it is trained to."""
     where = getattr(rows, 'where', lambda i: f'row {i + 1}')
     if self._chats:
-      own = chat.open_chat(tokenizer, self.config.chat_template)
+      own = chat.open_chat(tokenizer, self.config.chat_template, date=self.config.date)
       return own.prompts([self.conversation(row)[:-1] for row in rows], where)
     front, _ = tokens.frame(tokenizer)
     return [[*front, *e.ids] for e in literal(tokenizer).text([self.question(row) for row in rows])]

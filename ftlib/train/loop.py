@@ -1,32 +1,35 @@
 """The training loop: one page, one order.
 
-Step; look at the step before (its loss is fetched while the next one runs); evaluate; save; obey signals. Whatever a
-resumed run needs is in the checkpoint: the state, and `Progress`.
+Step; look at the step before (its loss is fetched while the next one runs: `watch.py`); evaluate; lower the rate; save;
+obey signals. Whatever a resumed run needs is in the checkpoint: the state, and `Progress`.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import math
 import signal
-import time
 from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from ftlib.base.errors import Diverged, Stopped
 from ftlib.base.types import Batch, Params
 from ftlib.train.compiled import Compiled
 from ftlib.train.state import TrainState, storable
+from ftlib.train.watch import Watch
 
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-  """When what happens, in steps. `metric` is what "best" means."""
+  """When what happens, in steps. `metric` on `split` is what "best" means.
+
+  `max_nonfinite` steps in a row without an update end the run. After each `plateau_patience` evaluations in a row
+  without a gain the state's `rate_scale` is multiplied by `plateau_factor` (1: never), down to `plateau_min`.
+  `eval_start` evaluates before the first step too; that is never "best".
+  """
 
   steps: int
   eval_every: int
@@ -36,6 +39,12 @@ class Plan:
   min_delta: float
   metric: str
   higher_is_better: bool
+  split: str = 'validation'
+  max_nonfinite: int = 3
+  plateau_factor: float = 1.0
+  plateau_patience: int = 1
+  plateau_min: float = 0.0
+  eval_start: bool = False
 
 
 @dataclasses.dataclass
@@ -55,11 +64,24 @@ class Progress:
 
 @dataclasses.dataclass(frozen=True)
 class Hooks:
-  """What the loop calls: `evaluate(own, frozen) -> metrics`; `learning_rate(step)`; `name_rows(row numbers)`."""
+  """What the loop calls: `evaluate(own, frozen) -> metrics`; `learning_rate(step, rate_scale)`;
+  `name_rows(row numbers)`.
+
+  `variants(state) -> {split as it is logged: parameters}` says what is evaluated side by side. `before(state)` is
+  called before each step that is evaluated after, and `measure(state, frozen) -> metrics` after it. `norms(squares)`
+  and `groups(table)` name what the step gives of `diagnostics`; `bundle(step, record)` keeps the record of steps that
+  were not finite and says where.
+  """
 
   evaluate: Callable[[Params, Params], dict[str, Any]]
-  learning_rate: Callable[[int], float]
+  learning_rate: Callable[[int, float], float]
   name_rows: Callable[[np.ndarray], list[str]]
+  variants: Callable[[TrainState], dict[str, Params]] = lambda state: {'validation': state.own}
+  before: Callable[[TrainState], None] = lambda state: None
+  measure: Callable[[TrainState, Params], dict[str, float]] = lambda state, frozen: {}
+  norms: Callable[[np.ndarray], dict[str, Any]] = lambda squares: {}
+  groups: Callable[[np.ndarray], dict[str, float]] = lambda table: {}
+  bundle: Callable[[int, dict[str, Any]], str] = lambda step, record: ''
 
 
 def fit(
@@ -77,32 +99,44 @@ def fit(
   """Trains from `state.step` to `plan.steps`, or until patience ends; gives the last state, saved.
 
   `batches` gives (row numbers, batch, counted tokens). The log gets a row each `log_every` steps and at the last one,
-  each a mean over the `log_every` steps up to it, wherever the run was resumed. Raises `Diverged` on a loss or gradient
-  that is not finite, naming the step and its rows, with the last good checkpoint kept; `Stopped` after a signal, once
-  the state is saved.
+  each a mean over the `log_every` steps up to it, wherever the run was resumed. A step whose loss or gradient is not
+  finite made no update and is warned of; raises `Diverged` after `plan.max_nonfinite` of them in a row, naming the step
+  and its rows, and where parameters or an evaluation are not finite; checkpoints from before are kept. Raises `Stopped`
+  after a signal, once the state is saved.
   """
   done = int(state.step)
-  watch = _Watch(plan, progress, hooks, log, step)
+  watch = Watch(plan, progress, hooks, log, step)
+  if plan.plateau_factor < 1:
+    watch.rate_scale = float(state.rate_scale)
+  if plan.eval_start and not done:
+    _log(log, 0, start := {'validation': hooks.evaluate(state.own, frozen)})
+    log.say(f'step 0  validation {plan.metric} {start["validation"][plan.metric]:.4f}  (before training)')
   with Signals() as signals:
     while done < plan.steps and not progress.out_of_patience(plan):
       rows, batch, tokens = next(batches)
+      last = done + 1 == plan.steps
+      evaluates = last or (done + 1) % plan.eval_every == 0
+      if evaluates:
+        hooks.before(state)
       watch.begin(batch)
       state, sums = step(state, frozen, batch)
       done += 1
-      last = done == plan.steps
-      evaluates = last or done % plan.eval_every == 0
       caught = signals.caught  # read once: one that comes later is obeyed after the next step
       saves = last or done % plan.save_every == 0 or bool(caught)
       watch.end(done, rows, sums, tokens, settle=evaluates or saves)
+      saves = saves and (last or bool(caught) or not watch.streak)  # what may be broken takes no good one's place
       if evaluates or saves:
         watch.check(done, rows, state.trainable)
       metric = None
       if evaluates:
         try:
-          metrics = hooks.evaluate(state.own, frozen)
+          found = {split: hooks.evaluate(own, frozen) for split, own in hooks.variants(state).items()}
         except Diverged as e:
           raise watch.diverged(f'step {done}: {e}', rows) from None
-        metric = _evaluated(plan, metrics, progress, log, done)
+        first = next(iter(found))
+        found[first] = {**found[first], **hooks.measure(state, frozen)}
+        metric = _evaluated(plan, found, progress, log, done)
+        state = _reduced(plan, state, progress, watch, log, done)
         caught = signals.caught
         saves = saves or bool(caught) or progress.best_step == done or progress.out_of_patience(plan)
       if saves:
@@ -115,108 +149,39 @@ def fit(
   return state
 
 
-def _evaluated(plan: Plan, metrics: dict[str, Any], progress: Progress, log: Any, done: int) -> float:
-  scalars = {n: v for n, v in metrics.items() if isinstance(v, int | float) and not isinstance(v, bool)}
-  log.row(done, 'validation', scalars)
-  value = float(metrics[plan.metric])
+def _evaluated(plan: Plan, found: dict[str, dict], progress: Progress, log: Any, done: int) -> float:
+  """Logs the metrics of each split; gives the one that "best" goes by, of the first split where it is not yet there."""
+  _log(log, done, found)
+  split = plan.split if plan.split in found else next(iter(found))
+  value = float(found[split][plan.metric])
   sign = 1 if plan.higher_is_better else -1
   if progress.best is None or sign * (value - progress.best) > plan.min_delta:
     progress.best, progress.best_step, progress.evaluations_without_gain = value, done, 0
   else:
     progress.evaluations_without_gain += 1
-  log.say(f'step {done}  validation {plan.metric} {value:.4f}  (best {progress.best:.4f} at {progress.best_step})')
+  others = ''.join(f'  {n} {m[plan.metric]:.4f}' for n, m in found.items() if n != split)
+  best = f'(best {progress.best:.4f} at {progress.best_step})'
+  log.say(f'step {done}  {split} {plan.metric} {value:.4f}  {best}{others}')
   return value
 
 
-def _mean(pairs: list[list[float]]) -> float:
-  """Of (sum, weight) pairs."""
-  return sum(total for total, _ in pairs) / max(sum(weight for _, weight in pairs), 1e-30)
+def _log(log: Any, done: int, found: dict[str, dict]) -> None:
+  for split, metrics in found.items():
+    scalars = {n: v for n, v in metrics.items() if isinstance(v, int | float) and not isinstance(v, bool)}
+    log.row(done, split, scalars)
 
 
-@jax.jit
-def _finite(tree: Params) -> Any:
-  return jax.tree.map(lambda x: jnp.isfinite(x).all(), tree)
-
-
-class _Watch:
-  """Looks at each step's sums one step late: finite? how fast? a line of the log each `log_every` steps."""
-
-  def __init__(self, plan: Plan, progress: Progress, hooks: Hooks, log: Any, step: Compiled):
-    self._plan, self._progress, self._hooks, self._log, self._step = plan, progress, hooks, log, step
-    self._waiting: list[tuple[int, np.ndarray, dict, int]] = []  # steps whose sums were not looked at yet
-    self._began = self._compiled = 0.0
-    self._steps, self._seconds = 0, 0.0  # of this process
-    self._shapes = 0
-
-  def begin(self, batch: Batch) -> None:
-    """Before a step. One that compiles waits for the step before, whose time would else hide behind the compiling."""
-    if batch['tokens'].shape not in self._step.shapes:
-      self._settle()
-    if not self._began:
-      self._began, self._compiled = time.perf_counter(), self._step.seconds
-
-  def end(self, done: int, rows: np.ndarray, sums: dict, tokens: int, *, settle: bool) -> None:
-    """Takes in a step. `settle` waits for it, so that nothing is evaluated or saved before it is known to be finite."""
-    self._warn_of_shapes(done)
-    if not settle:
-      self._look()
-    self._waiting.append((done, rows, sums, tokens))
-    if settle:
-      self._settle()
-
-  def _settle(self) -> None:
-    self._look()
-    self._began = 0.0
-
-  def _look(self) -> None:
-    """At the steps that wait, which have an equal share of the time since the last look."""
-    waiting, self._waiting = self._waiting, []
-    found = jax.device_get([sums for _, _, sums, _ in waiting])
-    now, compiled = time.perf_counter(), self._step.seconds
-    elapsed = now - self._began - (compiled - self._compiled)
-    if waiting:
-      self._began, self._compiled = now, compiled
-    for (done, rows, _, tokens), sums in zip(waiting, found, strict=True):
-      self._take(done, rows, sums, tokens, elapsed / len(waiting))
-
-  def _take(self, done: int, rows: np.ndarray, sums: dict, tokens: int, seconds: float) -> None:
-    norm = float(sums.pop('grad_norm'))
-    sums = {name: [float(total), float(weight)] for name, (total, weight) in sums.items()}
-    loss = _mean([sums['loss']])
-    if not (math.isfinite(loss) and math.isfinite(norm)):
-      raise self.diverged(f'step {done}: loss {loss}, gradient norm {norm}', rows)
-    self._progress.tokens += tokens
-    self._progress.seconds += seconds
-    self._steps, self._seconds = self._steps + 1, self._seconds + seconds
-    window = self._progress.window
-    window.append({'sums': sums, 'tokens': tokens, 'seconds': seconds})
-    del window[: -self._plan.log_every]
-    rate = self._hooks.learning_rate(done - 1)
-    speed = sum(step['tokens'] for step in window) / max(sum(step['seconds'] for step in window), 1e-9)
-    if done % self._plan.log_every == 0 or done == self._plan.steps:
-      means = {name: _mean([step['sums'][name] for step in window]) for name in sums}
-      self._log.row(done, 'train', {**means, 'learning_rate': rate, 'grad_norm': norm, 'tokens_per_second': speed})
-    left = self._seconds / self._steps * (self._plan.steps - done)
-    self._log.progress(done, loss=loss, learning_rate=rate, tokens_per_second=speed, seconds_left=left)
-
-  def check(self, done: int, rows: np.ndarray, trainable: Params) -> None:
-    """Raises `Diverged` where a parameter is not finite: an update can overflow though loss and gradient did not."""
-    if not all(jax.tree.leaves(jax.device_get(_finite(trainable)))):
-      raise self.diverged(f'step {done}: the update left parameters that are NaN or infinite', rows)
-
-  def diverged(self, what: str, rows: np.ndarray) -> Diverged:
-    """The error that names the rows of a step."""
-    return Diverged(
-      f'{what}; nothing of this step was saved. Its rows:\n  '
-      + '\n  '.join(self._hooks.name_rows(rows))
-      + '\n  lower optim.learning_rate, set optim.clip_norm, or look at these rows'
-    )
-
-  def _warn_of_shapes(self, done: int) -> None:
-    shapes = self._step.shapes
-    if len(shapes) > self._shapes and done > 1:
-      self._log.say(f'step {done}: compiled for rows of {shapes[-1][-1]} tokens ({self._step.seconds:.1f} s so far)')
-    self._shapes = len(shapes)
+def _reduced(plan: Plan, state: TrainState, progress: Progress, watch: Watch, log: Any, done: int) -> TrainState:
+  """The state, its rates lowered where the metric has not gained for another `plateau_patience` evaluations."""
+  waited = progress.evaluations_without_gain
+  if plan.plateau_factor == 1 or not waited or waited % plan.plateau_patience:
+    return state
+  scale = max(watch.rate_scale * plan.plateau_factor, plan.plateau_min)
+  scale = float(np.float32(scale))  # as a resumed run reads it
+  if scale < watch.rate_scale:
+    log.say(f'step {done}: {waited} evaluations without a gain; learning rates are {scale:.3g} of the schedule')
+  watch.rate_scale = scale
+  return dataclasses.replace(state, rate_scale=jax.device_put(np.float32(scale), state.rate_scale.sharding))
 
 
 class Signals:

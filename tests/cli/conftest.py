@@ -120,9 +120,9 @@ def program(capfd, monkeypatch):
   """`program('train.py', '--flag')`: (exit status, stdout, stderr) of an entry point, in this process."""
 
   def run(name, *argv):
-    for flag in ('workdir', 'config', 'split', 'checkpoint', 'adapters', 'output', 'traceback'):
-      if flag in flags.FLAGS:
-        delattr(flags.FLAGS, flag)
+    of_programs = [own for definer, own in flags.FLAGS.flags_by_module_dict().items() if 'program_' in definer]
+    for flag in {'config', 'traceback', *(flag.name for own in of_programs for flag in own)} & {*flags.FLAGS}:
+      delattr(flags.FLAGS, flag)
     flags.FLAGS.unparse_flags()
     spec = importlib.util.spec_from_file_location(f'program_{pathlib.Path(name).stem}', ROOT / name)
     module = importlib.util.module_from_spec(spec)

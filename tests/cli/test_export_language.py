@@ -128,6 +128,27 @@ def test_bfloat16(sft, exported, tmp_path):
     np.testing.assert_allclose(half.read(key), whole.read(key), rtol=2**-8, atol=0)
 
 
+def test_a_run_whose_data_are_gone(sft, data, llama, tmp_path, capsys, monkeypatch):
+  data.rename(tmp_path / 'gone')
+  try:
+    assert export.export(sft, tmp_path / 'out') < 1e-4
+    said = capsys.readouterr().out
+    assert 'note: logits are compared on drawn token ids, for the data cannot be read' in said
+    assert str(data) in said
+    save = hf.save
+    spoil = lambda t: {k: v * (1.01 if 'layers.1.mlp.up' in k else 1) for k, v in t.items()}  # noqa: E731
+    monkeypatch.setattr(hf, 'save', lambda folder, t, config, **o: save(folder, spoil(t), config, **o))
+    with pytest.raises(RuntimeError, match='logits differ from the run by'):
+      export.export(sft, tmp_path / 'spoilt')
+    llama.rename(tmp_path / 'base')  # then the model is what is said to be missing
+    with pytest.raises(InputError, match=r'model\.pretrained|' + llama.name):
+      export.export(sft, tmp_path / 'none')
+  finally:
+    (tmp_path / 'gone').rename(data)
+    if (tmp_path / 'base').exists():
+      (tmp_path / 'base').rename(llama)
+
+
 def test_shards(tmp_path, exported):
   values = safetensors.numpy.load_file(exported / 'model.safetensors')
   hf.save(tmp_path / 'out', values, {'model_type': 'llama'}, shard_bytes=30_000)

@@ -125,6 +125,11 @@ def test_patterns_that_mean_the_same(trained, exported):
   assert len(own(built)) == 10
 
 
+def test_patterns_of_the_folder(folder, refuses):
+  folder.change(alpha_pattern={'layer.0.attention.self.query': 4.0})
+  refuses('with other settings', "--config.method.alpha_pattern='^layers/0/attn/q$=4.0'")
+
+
 # --- the head
 
 

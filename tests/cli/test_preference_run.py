@@ -114,6 +114,24 @@ def test_the_reference_is_the_starting_model(dpo, make, tmp_path):
   assert last['chosen_reward'] == pytest.approx(reward, abs=1e-4)
 
 
+def test_an_untrained_model_is_compared_with_no_reference(make, dpo, data, tmp_path, capsys):
+  metrics = judge.untrained(make(), split='test', output=str(tmp_path / 'zero'))
+  said = capsys.readouterr().out
+  assert 'objective.loss=sigmoid compares with the model that training starts from, which is this one' in said
+  assert set(metrics) == {'loss', 'accuracy', 'margin', 'chosen_logp', 'rejected_logp'}
+  with np.load(dpo / 'reference.npz') as file:
+    reference_N2 = file['test']
+  built = runs.build(make(), split='test')
+  weights = np.split(built.examples['test'].per_token['weights'], built.examples['test'].tokens.offsets[1:-1])
+  mean_N2 = reference_N2 / np.array([w.sum() for w in weights]).reshape(-1, 2)
+  margin_N = mean_N2[:, 0] - mean_N2[:, 1]
+  assert 0 < metrics['accuracy'] == (margin_N > 0).mean() < 1
+  assert metrics['margin'] == pytest.approx(margin_N.mean(), abs=1e-4)
+  assert metrics['loss'] == pytest.approx(-mean_N2[:, 0].mean(), rel=1e-4)
+  records = (tmp_path / 'zero' / 'eval' / 'test_predictions.jsonl').read_text().splitlines()
+  np.testing.assert_allclose([json.loads(r)['margin'] for r in records], margin_N, atol=1e-4)
+
+
 def test_a_run_that_goes_on_has_the_same_reference(make, dpo, tmp_path, monkeypatch):
   where = tmp_path / 'run'
   save = fine_tune.Checkpoints.save

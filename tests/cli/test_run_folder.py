@@ -246,7 +246,8 @@ def test_huge_rates(config, workdir, case):
   assert re.search(r'nothing of this step was saved\. Its rows:\n  /.*/train\.jsonl:', text)
   assert text.count('train.jsonl:') == 16
   assert 'lower optim.learning_rate, set optim.clip_norm' in text
-  assert finite(workdir) == list(range(1, step))
+  last = step - 3 if '3 steps in a row' in text else step - 1  # none is saved where steps are skipped
+  assert finite(workdir) == list(range(1, last + 1))
 
 
 def test_a_resumed_run_that_diverges(trained, copied, program, tmp_path):

@@ -1,4 +1,4 @@
-"""Every recipe is read, says how it is run, and resolves with every method and optimizer; nothing is trained."""
+"""Every recipe is read and says how it is run; one resolves with every method and optimizer; nothing is trained."""
 
 from __future__ import annotations
 
@@ -41,16 +41,16 @@ def test_its_docstring_holds_its_command(name):
 
 
 @pytest.mark.parametrize('name', FILES)
-@pytest.mark.parametrize('method', [*lookup.names('peft'), OUTSIDE['method']])
-def test_it_is_read_with_every_method(name, method):
+@pytest.mark.parametrize('method', ['full', 'lora', 'prefix', 'sparse', OUTSIDE['method']])  # all: see below
+def test_it_is_read_with_a_method(name, method):
   s = recipe.read(load(name).get_config(f'method={method},data=DATA,model=MODEL'))
   assert (s.names['method'], s.data.path, s.model.pretrained) == (method, 'DATA', 'MODEL')
   assert type(s.method) is lookup.component('peft', method, field='method.name').Config
 
 
 @pytest.mark.parametrize('name', FILES)
-@pytest.mark.parametrize('optim', [*lookup.names('optim'), OUTSIDE['optim']])
-def test_it_is_read_with_every_optimizer(name, optim):
+@pytest.mark.parametrize('optim', ['sgd', 'muon', OUTSIDE['optim']])
+def test_it_is_read_with_an_optimizer(name, optim):
   s = recipe.read(load(name).get_config(f'optim={optim}'))
   assert s.names['optim'] == optim
 

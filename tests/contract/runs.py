@@ -22,11 +22,6 @@ from tests import tiny
 OUTSIDE = 'tests.outside.odd_lora'
 METHODS = (*lookup.names('peft'), OUTSIDE)
 MESH = 'data=4,fsdp=2'
-QUICK = {  # compiler options
-  'xla_backend_optimization_level': 0,
-  'xla_cpu_use_fusion_emitters': False,
-  'xla_cpu_parallel_codegen_split_count': 1,
-}
 STEPS = 3
 BRISK = {'gradual': {'method__layers': 2, 'method__steps': 1}}  # methods that would wait longer than `STEPS` by default
 

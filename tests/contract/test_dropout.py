@@ -15,7 +15,6 @@ from ftlib.base.types import Head
 from ftlib.models import bert
 from ftlib.models.attention import attention, same_segment
 from ftlib.peft import lora
-from tests.contract import runs
 from tests.tiny import CONFIG
 
 B, L, H, K = 3, 6, 4, 8
@@ -96,9 +95,7 @@ def test_every_site_has_a_mask_of_its_own(monkeypatch):
 def test_each_rate_acts_and_in_training_alone(rates, method_rate):
   none, some = model({}, method_rate=None if method_rate is None else 0.0), model(rates, method_rate=method_rate)
   params, batch = filled(none), inputs()
-  without, dropped = (
-    jax.jit(lambda key, m=m: m.apply(params, batch, key).logits, compiler_options=runs.QUICK) for m in (none, some)
-  )
+  without, dropped = (jax.jit(lambda key, m=m: m.apply(params, batch, key).logits) for m in (none, some))
   plain, noisy = np.asarray(without(None)), np.asarray(dropped(jax.random.key(1)))
   np.testing.assert_array_equal(dropped(None), plain)
   np.testing.assert_allclose(without(jax.random.key(1)), plain, atol=1e-5)

@@ -49,7 +49,7 @@ class Saved:
     self.rows.append((step, split, values))
 
   def progress(self, step: int, **values: Any) -> None:
-    assert np.isfinite(values['loss'])
+    assert values['loss'] is None or np.isfinite(values['loss'])
 
   def say(self, text: str) -> None:
     self.said.append(text)
@@ -84,7 +84,7 @@ def fit(
       yield rows, batch(i, made), tokens
 
   trainable, frozen = r.load()
-  hooks = loop.Hooks(evaluate, lambda i: 0.1, lambda rows: [f'train.jsonl:{n + 1}' for n in rows])
+  hooks = loop.Hooks(evaluate, lambda i, scale: 0.1, lambda rows: [f'train.jsonl:{n + 1}' for n in rows])
   try:
     state = loop.fit(
       plan,
@@ -152,10 +152,10 @@ def test_early_stopping(head, metrics, options, end, best):
 
 @pytest.mark.parametrize('value', [np.nan, np.inf])
 def test_a_loss_that_is_not_finite_ends_the_run(head, value):
-  """At step 6, whose sums are looked at one step late; nothing of it is saved."""
+  """At step 6, whose sums are looked at one step late, where one is the most; nothing of it is saved."""
   poison = lambda i, b: {**b, 'weights': b['weights'].at[3].set(value)} if i == 5 else b  # noqa: E731
   with pytest.raises(Diverged) as e:
-    fit(head, batch=poison, eval_every=4, save_every=2)
+    fit(head, batch=poison, eval_every=4, save_every=2, max_nonfinite=1)
   text = str(e.value)
   assert e.value.exit_code == 3
   assert text.startswith('step 6:')
@@ -203,3 +203,15 @@ def test_a_signal_at_the_last_step_changes_nothing(head):
   assert int(state.step) == 12
   assert 12 in saved.states
   jax.block_until_ready(state.trainable)
+
+
+def test_an_evaluation_before_the_first_step_is_logged_and_never_the_best(head):
+  _, saved, progress = fit(head, metrics=iter((9.0, 0.1, 0.3, 0.2)), eval_start=True)
+  assert [(step, values['f1']) for step, split, values in saved.rows if split == 'validation'] == [
+    (0, 9.0),
+    (4, 0.1),
+    (8, 0.3),
+    (12, 0.2),
+  ]
+  assert (progress.best, progress.best_step) == (0.3, 8)
+  assert 0 not in saved.states

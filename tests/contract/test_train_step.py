@@ -94,7 +94,7 @@ def by_hand(lora, begin):
   r = lora()
   state, frozen = begin(r)
   batch = collated(r, uneven(r))
-  apply = jax.jit(r.method.model.apply, compiler_options=runs.QUICK)
+  apply = jax.jit(r.method.model.apply)
   logits = apply(trees.join(state.trainable, frozen), batch, jax.random.fold_in(state.key, 0)).logits
   logits = np.asarray(logits, np.float64)
   nll = np.log(np.exp(logits).sum(1, keepdims=True)) - logits
@@ -157,7 +157,7 @@ def test_the_step_can_be_batched(lora, begin):
   two = dataclasses.replace(two, trainable=jax.tree.map(lambda x: 0.5 * x, two.trainable), key=jax.random.key(1))
   both = jax.tree.map(lambda *x: jnp.stack(x), one, two)
   step = make_train_step(r.method.model.apply, r.objective, r.optimizer.tx)
-  batched = Compiled(jax.vmap(step, in_axes=(0, None, None)), compiler_options=runs.QUICK)
+  batched = Compiled(jax.vmap(step, in_axes=(0, None, None)))
   after, sums = batched(both, frozen, batch)
   for i, alone in enumerate((one, two)):
     state, own = r.train_step(alone, frozen, batch)
@@ -177,7 +177,7 @@ def test_masks_are_the_same_on_one_device_and_on_eight(kind):
   for shape in ('data=1', runs.MESH):
     mesh = layout.build(shape, batch=SIZE)
     rows = jax.device_put(np.arange(SIZE, dtype=np.int32), mesh.batch)
-    draw = jax.jit(masks, out_shardings=mesh.batch, compiler_options=runs.QUICK)
+    draw = jax.jit(masks, out_shardings=mesh.batch)
     out = draw(rows, jax.device_put(jax.random.key(3), mesh.replicated))
     assert len(out[0].sharding.device_set) == mesh.shards
     made.append([np.asarray(x) for x in out])

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import datetime
+import re
+
 import pytest
 
 from ftlib.base.errors import InputError
@@ -200,6 +203,30 @@ def test_a_template_is_chosen(tokenizer, tmp_path):
   assert open_chat(bare, str(tmp_path / 'mine.jinja')).template == TRIMMED
   assert bare.get_chat_template() == TRIMMED  # what is saved beside the model asks as it was trained
   assert open_chat(tokenizer).template == CHATML
+
+
+DATED = (
+  "  {%- if strftime_now is defined %}\n  {%- set today = strftime_now('%d %b %Y') %}\n{%- endif %}\n"
+  "  {{ '<|im_start|>system\\nToday: ' + today + '<|im_end|>\\n' }}" + MARKED
+)
+
+
+@pytest.mark.parametrize('marks', ['generation', 'none'])
+def test_a_template_that_prints_the_date_is_told_one(tokenizer, marks):
+  template = DATED if marks == 'generation' else re.sub(r'{% (end)?generation %}', '', DATED)
+  now = datetime.date.today()
+  chats = [Chat(tokenizer, template, date=date) for date in (chat.DATE, '1999-12-31', str(now), '')]
+  text, other, today, theirs = (c.render(TALK[1:3]) for c in chats)
+  assert 'Today: 26 Jul 2024<|im_end|>' in text
+  assert other == text.replace('26 Jul 2024', '31 Dec 1999')
+  assert today == theirs or now != datetime.date.today()
+  for own in chats[:2]:
+    pair = own.encode([TALK[1:3]], where)[0]
+    assert supervised(tokenizer, pair) == ['it was superb<|im_end|>']
+  assert 'task.date=1999-12-31' in chats[1].notes[0]
+  assert Chat(tokenizer, CHATML).notes == []
+  with pytest.raises(ValueError, match='YYYY-MM-DD'):
+    chat.check_date('26 Jul 2024')
 
 
 @pytest.mark.parametrize(

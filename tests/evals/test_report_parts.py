@@ -173,6 +173,23 @@ def test_loss_of_any_length(count):
   assert 'train from 1 at step 0' in chart.alt
 
 
+@pytest.mark.parametrize('draw', [plots.loss, lambda history: plots.metric(history, {})])
+def test_the_legend_hides_no_point(monkeypatch, draw):
+  from matplotlib.figure import Figure
+
+  figure = Figure(layout='constrained')
+  monkeypatch.setattr(plots, 'render', lambda slug, paint, **_: paint(figure))
+  train = [{'step': s, 'loss': 3 - s / 20} for s in (10, 20, 24)]
+  draw({'train': train, 'validation': [{'step': 24, 'loss': 2.5, 'accuracy': 0.5}]})
+  (axes,) = figure.axes
+  figure.draw_without_rendering()
+  legend = axes.get_legend().get_window_extent()
+  for line in axes.lines:
+    for place in axes.transData.transform(line.get_xydata()):
+      assert not legend.contains(*place) or not axes.bbox.contains(*place)
+  assert legend.y0 >= axes.bbox.y1 - 1
+
+
 def test_loss_with_a_spike_and_without_finite_values():
   rows = [{'step': i, 'loss': 1.0 if i != 50 else 1e6} for i in range(100)]
   assert plots.loss({'train': rows}) is not None

@@ -5,12 +5,15 @@ from __future__ import annotations
 import dataclasses
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from ftlib.base.errors import InputError
 from ftlib.generation import generator as generators
+from ftlib.generation import sampling
 from ftlib.generation.generator import Generator, bucket
+from ftlib.generation.sampling import Sampling
 from ftlib.generation.settings import Settings
 from ftlib.peft import prefix, prompt
 from tests.generation.conftest import byte_tokenizer
@@ -77,6 +80,39 @@ def test_draws_follow_the_probabilities(generator, uncached):
   p = np.zeros(259)
   p[best] = np.exp(logits[best]) / np.exp(logits[best]).sum()
   assert np.abs(drawn - p).max() < 0.05  # four standard deviations
+
+
+@pytest.mark.parametrize(
+  ('values', 'left'),
+  [
+    ({'top_p': 0.45}, 1),
+    ({'top_p': 0.7}, 2),
+    ({'top_p': 0.83}, 3),
+    ({'top_p': 0.83, 'top_k': 3}, 2),  # 0.8 / 0.95 of what top-k leaves
+    ({'min_p': 0.25}, 3),
+    ({'min_p': 0.4}, 2),
+  ],
+)
+def test_what_is_left_to_draw_from(values, left):
+  logits = jnp.log(jnp.asarray([[0.15, 0.5, 0.05, 0.3]]))
+  kept = np.isfinite(sampling.filtered(logits, Sampling(sample=True, **values)))[0]
+  assert kept.tolist() == [left > 2, True, left > 3, left > 1]
+
+
+def test_the_score_of_a_beam_is_its_log_probability_over_its_length(generator, uncached):
+  g = generator(max_new_tokens=6, num_beams=3, num=3, length_penalty=2.0, eos=tuple(range(200, 256)))
+  prompts, lengths = [g.encode(p) for p in PROMPTS], set()
+  for prompt_ids, texts in zip(prompts, g.generate(prompts), strict=True):
+    assert [t.score for t in texts] == sorted((t.score for t in texts), reverse=True)
+    for text in texts:
+      row, total = list(prompt_ids), 0.0
+      for token in text.tokens.tolist():
+        logits = uncached(row)
+        total += logits[token] - np.logaddexp.reduce(logits)
+        row.append(token)
+      assert text.score == pytest.approx(total / len(text.tokens) ** 2, rel=1e-4)
+      lengths.add(len(text.tokens))
+  assert len(lengths) > 1
 
 
 def test_repetition_penalty_holds_for_prompt_and_text(generator, uncached):

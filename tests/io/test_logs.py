@@ -174,12 +174,12 @@ class Terminal(io.StringIO):
     return [line.rstrip() for line in screen]
 
 
-def on_terminal(monkeypatch, workdir, columns, total=20, first=5):
+def on_terminal(monkeypatch, workdir, columns, total=20, first=5, told=True):
   """What a terminal shows at the end of a resumed run, with a line and a warning in between."""
   screen = Terminal(columns)
   monkeypatch.setattr(sys, 'stdout', screen)
   monkeypatch.setattr(sys, 'stderr', screen)
-  monkeypatch.setattr(tqdm.std, '_screen_shape_wrapper', lambda: lambda fp: (columns, 24))
+  monkeypatch.setattr(tqdm.std, '_screen_shape_wrapper', lambda: lambda fp: (columns, 24) if told else (0, 0))
   before = list(logging.root.handlers)
   with Log(workdir, total=total, every=1) as log:
     log.resume(first)
@@ -203,6 +203,12 @@ def test_a_terminal_gets_a_bar_and_whole_lines_above_it(tmp_path, monkeypatch):
   assert rows[:2] == ['eval accuracy 0.9', 'a disk is full']
   assert re.fullmatch(r'100%\|#+\| 20/20  loss 0\.2500  lr 1\.0e-03  950 tokens/s', rows[2])
   assert rows[3:] == ['']
+
+
+def test_a_terminal_of_unknown_width_has_eighty_columns(tmp_path, monkeypatch):
+  begun, rows = on_terminal(monkeypatch, tmp_path / 'a', 80, told=False)
+  assert (begun, rows) == on_terminal(monkeypatch, tmp_path / 'b', 80)
+  assert '6/20  loss 0.2500' in begun[0]
 
 
 @pytest.mark.parametrize(

@@ -2,17 +2,32 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 
 from ftlib import peft_config
 from ftlib.base.errors import InputError
 from ftlib.base.types import Head
 from ftlib.models import bert
-from ftlib.peft import adalora, hira, ia3, loha, lokr, miss, oft, vera
+from ftlib.peft import adalora, hira, ia3, loha, lokr, lora, miss, oft, sparse, vera
 from tests.tiny import CONFIG
 
 TARGETS = {'target_modules': ['query', 'value'], 'task_type': 'SEQ_CLS', 'peft_version': '0.21.2'}
 TYPES = (adalora, hira, ia3, loha, lokr, miss, oft, vera)
+
+
+KEYS = {  # what stands behind a module's name in PEFT's file
+  'ADALORA': {'lora_A', 'lora_B', 'lora_E'},
+  'HIRA': {'hira_A', 'hira_B'},
+  'IA3': {'ia3_l'},
+  'LOHA': {'hada_w1_a', 'hada_w1_b', 'hada_w2_a', 'hada_w2_b'},
+  'LOKR': {'lokr_w1', 'lokr_w2'},
+  'LORA': {'lora_A.weight', 'lora_B.weight'},
+  'MISS': {'miss_block'},
+  'OFT': {'oft_R.weight'},
+  'SHIRA': {'shira_weight', 'shira_indices'},
+  'VERA': {'vera_lambda_b', 'vera_lambda_d'},
+}
 
 
 @pytest.fixture(scope='module')
@@ -31,6 +46,16 @@ def test_what_a_method_writes_is_read(model, module):
   off = {'bias': 'none', 'trainable_token_indices': None, 'alpha_pattern': {}, 'init_weights': True}
   fields = read(module, model, **off).fields
   assert module.Config(**fields) == module.Config()
+
+
+@pytest.mark.parametrize('module', [*TYPES, lora, sparse], ids=lambda m: m.PEFT_TYPE)
+def test_keys_are_those_of_peft(model, module):
+  """A key that is renamed in both directions is read back here all the same."""
+  made = module.build(module.Config(), model).model
+  site = next(n.partition('/adapter/')[0] for n in made.info() if '/adapter/' in n)
+  start = f'{site}/adapter/'
+  leaves = {n.removeprefix(start): np.zeros(i.shape, i.dtype) for n, i in made.info().items() if n.startswith(start)}
+  assert {*module.to_peft(module.Config(), leaves, made.modules()[site])} == KEYS[module.PEFT_TYPE]
 
 
 @pytest.mark.parametrize('module', TYPES, ids=lambda m: m.PEFT_TYPE)

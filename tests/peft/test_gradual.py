@@ -51,8 +51,8 @@ class Taken:
     out = {}
     for path, leaf in jax.tree_util.tree_leaves_with_path(self.opt[step]):
       name = trees.path_name(path)
-      group = re.search(r'/(default(?:-\d)?)/', name)
-      if part == 'count' and re.search(r'inner_state/0/count$', name):
+      group = re.fullmatch(r'(default(?:-\d)?)/rule/count', name)
+      if part == 'count' and group:
         out[group[1]] = int(leaf)
       elif f'/{part}/' in name:
         out[name.partition(f'/{part}/')[2]] = leaf

@@ -16,7 +16,6 @@ from ftlib.models import bert, stack
 from ftlib.models.layers import Axis, Proj
 from ftlib.peft import sparse
 from tests import tiny
-from tests.contract import runs
 
 D, F, N = (tiny.CONFIG[k] for k in ('hidden_size', 'intermediate_size', 'num_hidden_layers'))
 HEAD = 2 * D + 2
@@ -144,7 +143,7 @@ def test_choices_of_a_run_go_by_its_rows(config, choose):
   got = indices(r.start(*r.load()))
   params = stack.unstack(trees.join(*plain.load()))
   loss = lambda p, b: -jax.nn.log_softmax(plain.method.model.apply(p, b).logits)[0, b['labels'][0]]  # noqa: E731
-  grad, each = jax.jit(jax.grad(loss), compiler_options=runs.QUICK), []
+  grad, each = jax.jit(jax.grad(loss)), []
   for i in range(rows):
     each.append(trees.flatten(jax.device_get(grad(params, plain._collated(plain.examples['train'], np.array([i]), 1)))))
   for site, found in got.items():

@@ -15,9 +15,9 @@ STEPS, SAVED, EVERY = 9, 4, 3
 
 
 def rows(workdir):
-  """The training rows without their speed, which is measured."""
+  """The rows without their speed, which is measured."""
   read = [json.loads(line) for line in (workdir / 'metrics.jsonl').read_text().splitlines()]
-  return [{k: v for k, v in r.items() if k != 'tokens_per_second'} for r in read if r['split'] == 'train']
+  return [{k: v for k, v in r.items() if k != 'tokens_per_second'} for r in read]
 
 
 def ended(workdir):
@@ -30,7 +30,8 @@ def runs(tiny_bert, toy_data, tmp_path_factory):
   from tests import tiny
 
   values = {'train__steps': STEPS, 'train__eval_every': STEPS, 'train__log_every': EVERY, 'train__accumulate': 2}
-  config = tiny.config(tiny_bert, toy_data, checkpoint__every=SAVED, checkpoint__keep_last=9, **values)
+  averages = {'train__ema': 0.9, 'train__swa_start': 0.25, 'train__diagnostics': 'norms'}
+  config = tiny.config(tiny_bert, toy_data, checkpoint__every=SAVED, checkpoint__keep_last=9, **values, **averages)
   whole, again = (tmp_path_factory.mktemp('restart') / name for name in ('whole', 'again'))
   fine_tune.run(config, str(whole))
   shutil.copytree(whole, again)
@@ -47,7 +48,9 @@ def test_the_end_is_the_same_to_the_bit(runs):
 
 
 def test_the_rows_of_the_log_are_the_same(runs):
-  """Also the row at step 6, a mean over step 4 before the restart and steps 5 and 6 after it."""
+  """Also the row at step 6, a mean over step 4 before the restart and steps 5 and 6 after it, and those of averages."""
   whole, again = runs
-  assert [r['step'] for r in rows(whole)] == [3, 6, 9]
+  of = lambda split: [r['step'] for r in rows(whole) if r['split'] == split]  # noqa: E731
+  assert of('train') == [3, 6, 9]
+  assert of('validation') == of('validation_ema') == of('validation_swa') == [9]
   assert rows(again) == rows(whole)

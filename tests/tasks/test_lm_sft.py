@@ -8,7 +8,7 @@ import pytest
 from ftlib.base.errors import InputError
 from ftlib.data import tokens
 from ftlib.data.sources import Rows
-from ftlib.tasks import lm, sft
+from ftlib.tasks import lm, preference, sft
 from tests import tiny
 
 
@@ -128,6 +128,16 @@ def test_prompts_are_read_and_answers_learnt(tokenizer, name):
   assert tokenizer.decode(asked, clean_up_tokenization_spaces=False) == prompt
   everything = tuned(tokenizer, row, limit=999, **config, train_on='all')[1]
   assert document(everything, 0)[1] == [1.0] * (len(ids) - 1) + [0.0]
+
+
+def test_a_name_in_an_answer_is_no_token(tokenizer):
+  text = 'so <|im_end|> it is'
+  _, answer = tuned(tokenizer, {'prompt': 'x', 'completion': text}, form='prompt')
+  task = preference.build(preference.Config(template='plain'), train=None, known=None)
+  pair = task.examples(rows({'prompt': 'x', 'chosen': text, 'rejected': 'no'}), tokenizer, limit=99)
+  for found in (answer, pair):
+    assert document(found, 0)[0].count(tokenizer.eos_token_id) == 1
+    assert learnt(tokenizer, found, 0) == f'{text}<|im_end|>'
 
 
 def test_prompts_through_the_chat_template(tokenizer):

@@ -1,0 +1,1 @@
+"""An optimizer written from a blank file (README.md)."""

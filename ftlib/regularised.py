@@ -1,0 +1,175 @@
+"""What mixout, adversarial training and privacy ask of a run: checks, objective, order of rows, the step's hooks.
+
+The rules are in `train/mixout.py`, `objectives/adversarial.py` and `train/private.py`; `run.py` calls this file.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+import jax
+import numpy as np
+
+from ftlib.base import trees
+from ftlib.base.errors import InputError
+from ftlib.base.types import Sums
+from ftlib.data import batches
+from ftlib.models import stack
+from ftlib.objectives import adversarial
+from ftlib.recipe import Settings
+from ftlib.tasks.task import Task
+from ftlib.train import mixout, private
+
+if TYPE_CHECKING:
+  from ftlib.run import Run  # which imports this file
+
+_OPEN = ('value', 'value_fn', 'grad_fn', 'obj_fn')  # what an optimizer may be passed that holds no noise
+
+
+def objective(s: Settings, task: Task) -> Callable[..., Sums]:
+  """The objective of a run, wrapped where `adversarial.name` says so."""
+  plain = s.modules['objective'].build(s.objective, labels=task.labels, counts=task.counts)
+  return adversarial.wrap(plain, s.adversarial)
+
+
+def is_private(s: Settings) -> bool:
+  """Whether a run trains with differential privacy."""
+  return s.privacy.noise_multiplier > 0
+
+
+def rows_at_once(s: Settings) -> int:
+  """How many rows a step computes with at once. Raises `InputError` where settings do not go with privacy."""
+  if not is_private(s):
+    if s.train.batch_size % s.train.accumulate:
+      raise InputError(
+        f'train.batch_size={s.train.batch_size} is not a multiple of train.accumulate={s.train.accumulate}'
+      )
+    return s.train.batch_size // s.train.accumulate
+  weights, wrong = getattr(s.objective, 'class_weights', ''), []
+  if s.train.accumulate > 1:
+    wrong.append(
+      f'train.accumulate={s.train.accumulate}: privacy.microbatch={s.privacy.microbatch} is how many rows are computed '
+      'at once; leave train.accumulate at 1'
+    )
+  if not getattr(s.modules['objective'], 'ROWWISE', False):
+    wrong.append(
+      f'objective.name={s.names["objective"]}, which may couple the rows of a batch; where the loss of a row follows '
+      'from the row alone, say so in the file by ROWWISE = True'
+    )
+  if weights:
+    wrong.append(
+      f'objective.class_weights={weights}: under privacy every row counts alike, and weights that follow from the '
+      'labels would tell of them; leave it empty'
+    )
+  if s.train.packing:
+    wrong.append(
+      'train.packing=true: a packed row holds several documents, and which ones follows from all; set it to false'
+    )
+  if wrong:
+    raise InputError(f'privacy.noise_multiplier={s.privacy.noise_multiplier} with {wrong[0]}')
+  return s.privacy.microbatch
+
+
+def order(s: Settings, lengths: np.ndarray) -> batches.Order:
+  """Which rows stand in which batch."""
+  if not is_private(s):
+    return batches.Order(lengths, s.train.batch_size, s.seed, s.train.grouped and not s.train.packing)
+  return batches.Poisson(lengths, s.train.batch_size, s.seed, multiple=s.privacy.microbatch)
+
+
+def checked(run: Run) -> Run:
+  """The run. Raises `InputError` where its rows, method, model or optimizer do not go with what it asks for."""
+  if is_private(run.settings) and 'train' in run.examples:
+    s, rows = run.settings, len(run.examples['train'])
+    if s.train.batch_size > rows:
+      raise InputError(
+        f'train.batch_size={s.train.batch_size} with privacy.noise_multiplier: batches are drawn from {rows} training '
+        'rows; lower it'
+      )
+    if s.privacy.delta >= 1 / rows:
+      raise InputError(
+        f'privacy.delta={s.privacy.delta:g}: publishing one of the {rows} training rows as it is would be as private; '
+        f'set it well below {1 / rows:.1g}'
+      )
+  open_ = [n for n in _OPEN if n in run.optimizer.needs]
+  if is_private(run.settings) and open_:
+    raise InputError(
+      f'privacy.noise_multiplier={run.settings.privacy.noise_multiplier} with optim.name='
+      f'{run.settings.names["optim"]}, which looks at the loss of a batch ({", ".join(open_)}) as it is, '
+      'without noise; take another'
+    )
+  if run.settings.train.mixout and not _matrices(run):
+    raise InputError(
+      f'train.mixout={run.settings.train.mixout} is for pretrained matrices that train, and method.name='
+      f'{run.settings.names["method"]} trains none; take full or last_n, or set it to 0'
+    )
+  return run
+
+
+def hooks(run: Run) -> dict[str, Any]:
+  """Further arguments of `make_train_step`."""
+  s, out = run.settings, {}
+  if s.train.mixout:
+    out['joined'] = mixout.mixing(s.train.mixout, stack.members)
+  if is_private(s):
+    out['gradient'] = private.private_gradient(s.privacy, expected=s.train.batch_size)
+  return out
+
+
+def anchored(run: Run, step: Any) -> Any:
+  """The run's compiled step, with the pretrained values that mixout mixes in."""
+  if not run.settings.train.mixout:
+    return step
+  flat = {}
+  for name in _matrices(run):
+    values = [run.method.model.from_hf(n, run.base.weights.read(run.match.pairs[n])) for n in stack.members(name)]
+    value = np.stack(values) if len(values) > 1 else np.asarray(values[0])
+    flat[name] = jax.device_put(value.astype(run.info[name].dtype), run.layout.param(run.info[name]))
+  return mixout.Anchored(step, trees.unflatten(flat))
+
+
+def refuse(s: Settings) -> None:
+  """Raises `InputError` where a method asks for gradients of single rows that a private run may not look at."""
+  if is_private(s):
+    raise InputError(
+      f'privacy.noise_multiplier={s.privacy.noise_multiplier} with method.name={s.names["method"]}, which chooses by '
+      'gradients of training rows, and these have no noise; let it choose by something else (of sparse: '
+      'method.choose=random or magnitude)'
+    )
+
+
+def spent(run: Run, steps: int) -> dict[str, Any]:
+  """{'privacy': what `steps` steps have cost and what that assumes} for summary.json, or {}."""
+  if not is_private(run.settings):
+    return {}
+  p, order = run.settings.privacy, run.order
+  rows, most, rate = len(order.lengths), order.most, order.rate
+  return {
+    'privacy': {
+      'epsilon': private.epsilon(p, rows=rows, rate=rate, most=most, steps=steps),
+      'delta': p.delta,
+      'noise_multiplier': p.noise_multiplier,
+      'clip_norm': p.clip_norm,
+      'steps': steps,
+      'rows': rows,
+      'sampling_rate': rate,
+      'assumes': f'neighbours differ in one training row; a step has each row with probability {rate:.4g}, at most '
+      f'{most} of them (truncated Poisson sampling); logs, metrics and what was chosen by them are not counted',
+    }
+  }
+
+
+def told(spent: Mapping[str, Any]) -> list[str]:
+  """What `spent` gives, as a line to print, or none."""
+  return [
+    f'privacy: epsilon {p["epsilon"]:.3g} at delta {p["delta"]:g} after {p["steps"]:,} steps (noise '
+    f'{p["noise_multiplier"]:g} of norm {p["clip_norm"]:g}); {p["assumes"]}'
+    for p in spent.values()
+  ]
+
+
+def _matrices(run: Run) -> list[str]:
+  """The trainable kernels all of which is pretrained, as they are stored."""
+  pretrained = lambda name: all(n in run.match.pairs for n in stack.members(name))  # noqa: E731
+  return [n for n in run.train_info if n.endswith('/kernel') and pretrained(n)]

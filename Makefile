@@ -1,7 +1,7 @@
-# make quickstart | sft | test | test-reference | lint | bench. Every target makes its own virtual environment.
+# make quickstart | sft | test | test-slow | test-reference | lint. Every target makes its own virtual environment.
 PYTHON ?= python3
 
-.PHONY: quickstart sft test test-reference lint clean
+.PHONY: quickstart sft test test-slow test-reference lint clean
 
 .venv/bin/python:
 	$(PYTHON) -m venv .venv
@@ -32,6 +32,9 @@ sft: .venv/sft
 
 test: .venv/tested
 	.venv/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+
+test-slow: .venv/tested
+	.venv/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m slow
 
 lint: .venv/tested
 	.venv/bin/ruff check .

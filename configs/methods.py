@@ -3,9 +3,10 @@
   python train.py --config=configs/methods.py:method=dora,data=DIR --workdir=runs/dora
   python benchmarks/tables/methods.py                        (all of them, 3 seeds, beside PEFT)
 
-The rates under "tuned" come from `--tune` of that command (1,000 rows of sst2, one epoch in batches of 16, one seed, rows
-apart from the table's; accuracy beside them; all that was tried is in benchmarks/results/methods_rates.jsonl). The others
-are first guesses, of the size that the papers use for encoders. The table itself is not measured yet.
+The rates under "tuned" come from `--tune` of that command (1,000 rows of sst2, one epoch in batches of 16, one seed,
+rows apart from the table's), with the accuracy that they reached; benchmarks/results/methods_rates.jsonl has all that
+was tried. The others are first guesses, of the size that the papers use for encoders. The table itself is not measured
+yet.
 """
 
 from configs import classify

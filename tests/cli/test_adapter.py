@@ -301,6 +301,7 @@ def test_a_start_of_another_rank_is_prepared(trained, values):
   np.testing.assert_array_equal(own['layers/0/attn/q/adapter/a'], values[1]['layers/0/attn/q/adapter/a'])
 
 
+@pytest.mark.slow
 def test_entries_of_a_sparse_run(trained, workdir, refused, tmp_path):
   make = lambda **more: trained.config(method='sparse', method__choose='magnitude', **more)  # noqa: E731
   path = tmp_path / 'sparse'

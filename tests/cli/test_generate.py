@@ -139,6 +139,7 @@ def test_a_conversation(trained):
   assert 'no' not in [a[-1] for a in asked]
 
 
+@pytest.mark.slow
 def test_the_program(llama, tmp_path):
   def program(*argv, stdin=''):
     command = [sys.executable, '-m', 'ftlib.generate', *argv]

@@ -162,6 +162,7 @@ def test_a_step_in_bfloat16_keeps_float32(tiny_bert, toy_data, method):
   assert flops.of_jaxpr(traced.jaxpr, jnp.bfloat16) > 0.94 * flops.of_jaxpr(traced.jaxpr)
 
 
+@pytest.mark.slow
 def test_bfloat16_trains_nearly_alike(one, short, method):
   if only_chooses(one.run):
     return  # the step of `full`, which is tried

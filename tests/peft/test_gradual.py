@@ -110,6 +110,7 @@ def test_the_first_update_of_a_late_starter_has_the_size_of_adams_first(tiny_ber
   np.testing.assert_allclose(np.median(step), 1e-2, rtol=1e-3)
 
 
+@pytest.mark.slow
 def test_rates_fall_by_layer(tiny_bert, toy_data):
   """The first step of every parameter is rate * decay^-depth, whatever the storage of layers."""
   values = {'optim__schedule': 'constant', 'optim__weight_decay': 0.0, 'method__layers': 2, 'method__steps': 1}
@@ -170,6 +171,7 @@ class _Killed(Exception):
   pass
 
 
+@pytest.mark.slow
 def test_a_resumed_run_is_the_same_run(tiny_bert, toy_data, tmp_path, monkeypatch):
   """Stopped at a boundary, then within a stage: the digest of the parameters is that of the run that was not."""
   make = lambda: config(tiny_bert, toy_data, train__eval_every=6, checkpoint__every=1)  # noqa: E731

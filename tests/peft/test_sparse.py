@@ -246,6 +246,7 @@ def test_a_run_that_did_not_train_them_has_no_movers(tmp_path, config):
 # Integers beside floating-point numbers, through a whole run.
 
 
+@pytest.mark.slow
 def test_indices_survive_saving_resuming_and_export(tmp_path, config):
   values = {'method': 'sparse', 'method__density': 0.05, 'precision__frozen': 'bfloat16', 'model__layers': 'scan'}
   short = {'train__eval_every': 2, 'checkpoint__metric': 'loss'}

@@ -149,6 +149,7 @@ def test_merged_it_is_a_plain_model(both):
   np.testing.assert_allclose(*logits, atol=1e-5, rtol=0)
 
 
+@pytest.mark.slow
 def test_it_is_trained_resumed_and_evaluated(tiny_bert, toy_data, tmp_path):
   c = runs.config(tiny_bert, toy_data, method=f'{OUTSIDE}+norm', train__steps=2, train__eval_every=2)
   c.model.layers = 'scan'

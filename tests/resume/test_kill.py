@@ -17,6 +17,7 @@ import time
 
 import pytest
 
+pytestmark = pytest.mark.slow
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 STEPS = 180
 RECIPE = """

@@ -25,7 +25,7 @@ from tests.contract import optimizers, runs
 from tests.contract.optimizers import DECAYED, INFO, OPTIMIZERS, changes, close, filled, make, walk
 
 FROZEN = {'trunk/kernel': ParamInfo((16, 16), jnp.float32, ('embed', 'embed_out'))}
-FACTORS = (1.0, 10.0, 100.0, 1000.0)  # of a file's own learning rate
+FACTORS = (1.0, 10.0, 100.0, 1000.0, 10_000.0)  # of a file's own learning rate
 
 
 @pytest.fixture(params=OPTIMIZERS)
@@ -60,7 +60,7 @@ def test_lowers_a_quadratic_under_jit(name):
   descend = jax.jit(jax.vmap(descend))
   losses, states = descend(jnp.asarray(FACTORS))
   best = int(jnp.nanargmin(losses))
-  assert losses[best] < 0.05 * loss(params), losses
+  assert losses[best] < 0.01 * loss(params), losses
   assert all(np.isfinite(x[best]).all() for x in jax.tree.leaves(states) if jnp.issubdtype(x.dtype, jnp.floating))
 
 

@@ -51,7 +51,7 @@ lint: .venv/tested
 
 test-reference: .venv-reference/installed
 	XLA_FLAGS='--xla_backend_optimization_level=3 --xla_cpu_use_fusion_emitters=true' \
-	  .venv-reference/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m reference
+	  .venv-reference/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m 'reference or packages'
 
 clean:
 	rm -rf .venv .venv-reference runs

@@ -23,6 +23,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from typing import Any
 
 import numpy as np
 
@@ -80,9 +81,10 @@ def main() -> None:
     data, batches = make_case(case, folder / case, model)
     for method in args.methods.split(','):
       limit = json.loads(subprocess.run([*peer, '--limit-matmul'], capture_output=True, text=True).stdout)['gflops']
-      ours = ['--model', model, '--data', str(data), '--method', method]
-      pages = {'GLIBC_TUNABLES': 'glibc.malloc.hugetlb=1'}  # as train.py starts itself (`ftlib/cli.py: huge_pages`)
-      a = Worker([sys.executable, str(HERE / 'peers' / 'ftlib_speed.py'), *ours], env=pages)
+      a = ours(
+        f'configs/classify.py:data={data},model={model},method={method}',
+        {'train.max_length': 128, 'optim.learning_rate': {'lora': 1e-3, 'full': 2e-5}[method]},
+      )
       b = Worker([*peer, '--model', model, '--method', method, '--batches', str(batches)])
       rows.append(compare(case, method, a, b, rounds=args.rounds, limit=limit) | {'checkpoint': a.ask('checkpoint')})
       a.close()
@@ -90,6 +92,13 @@ def main() -> None:
       show(rows[-1])
   args.output.parent.mkdir(exist_ok=True)
   workdir.write_json(args.output, {'rows': rows, 'environment': workdir.environment()})
+
+
+def ours(config: str, values: dict[str, Any]) -> Worker:
+  """ftlib's own process, for a recipe with some values changed; started as train.py starts itself."""
+  changes = [f'{k}={v}' for k, v in {'train.steps': 100_000, **values}.items()]
+  command = [sys.executable, str(HERE / 'peers' / 'ftlib_speed.py'), '--config', str(ROOT / config), '--set', *changes]
+  return Worker(command, env={'GLIBC_TUNABLES': 'glibc.malloc.hugetlb=1'})  # `ftlib/cli.py: huge_pages`
 
 
 def make_case(case: str, folder: pathlib.Path, model: str) -> tuple[pathlib.Path, pathlib.Path]:

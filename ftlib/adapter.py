@@ -58,7 +58,8 @@ class Adapter:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Source:
-  """The best checkpoint of a run. `leaves`: its state by name; `below`: what its frozen parameters start from."""
+  """The best checkpoint of a run. `leaves`: its state by name; `below`: what its frozen parameters start
+  from."""
 
   path: pathlib.Path
   config: dict[str, Any]
@@ -66,6 +67,7 @@ class Source:
   step: int
   leaves: dict[str, jax.ShapeDtypeStruct]
   below: Source | None
+  notes: list[str]
 
   @functools.cached_property
   def own(self) -> dict[str, jax.ShapeDtypeStruct]:
@@ -119,8 +121,14 @@ def opened(where: pathlib.Path, weights: str, field: str) -> Source:
       f'  there {config["model"]["pretrained"]} ({identity["weights"][:12]}), here {weights[:12]}\n'
       '  set model.pretrained to the model it was trained on'
     )
-  for optim in (config['optim']['name'], *(g.get('optimizer') for g in (config['optim'].get('groups') or {}).values())):
-    if optim and hasattr(lookup.component('optim', optim, field=f'{field}: optim.name'), 'averaged'):
+  notes, groups = [], (config['optim'].get('groups') or {}).values()
+  for optim in filter(None, (config['optim']['name'], *(g.get('optimizer') for g in groups))):
+    try:
+      module = lookup.component('optim', optim, field=f'{field}: optim.name')
+    except InputError:  # code from outside, which is needed for nothing else
+      notes.append(f'{field}: {optim} cannot be imported here; if it has an `averaged`, export that run instead')
+      continue
+    if hasattr(module, 'averaged'):
       raise InputError(
         f'{field} was trained with {optim}, which evaluates with a mean that its checkpoint holds only in part\n'
         f'  export it (python -m ftlib.export --workdir={where} --output=DIR) and start from the exported folder'
@@ -134,7 +142,7 @@ def opened(where: pathlib.Path, weights: str, field: str) -> Source:
     below = opened(pathlib.Path(path).expanduser(), weights, f'{whose} {path}')
     if below.digest != identity['adapter']:
       raise InputError(f'{whose} {path}, which has changed since; put it back as it was')
-  return Source(where, config, identity, step, {n: _struct(s) for n, s in specs.items()}, below)
+  return Source(where, config, identity, step, {n: _struct(s) for n, s in specs.items()}, below, notes)
 
 
 def find(
@@ -175,7 +183,7 @@ def find(
       f'hold these{hint}'
     )
   _check_entries({n: s for n, s in there.items() if added(n)}, info, field)
-  notes, taken = [], []
+  notes, taken = [*source.notes], []
   for name, leaf in there.items():
     if leaf.shape != info[name].shape:
       notes.append(f'{name} is made new: {list(leaf.shape)} in {path}, {list(info[name].shape)} here')

@@ -175,7 +175,8 @@ def _help(main: Callable[[], None]) -> str:
     parts.append('Fields, as they stand now: --config.SECTION.FIELD=VALUE\n' + _fields(config.to_dict()))
   elif 'config' in own:
     files = sorted(str(p) for p in pathlib.Path('configs').glob('[a-z]*.py'))
-    parts.append(_WRITING + (f'\nConfigs here: {", ".join(files)}' if files else ''))
+    here = textwrap.fill(f'Configs here: {", ".join(files)}', width=120, subsequent_indent='  ', break_long_words=False)
+    parts.append(_WRITING + (f'\n{here}' if files else ''))
   return '\n\n'.join(parts)
 
 

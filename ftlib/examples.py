@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -23,13 +24,13 @@ def make(
   task: Task,
   dataset: Dataset,
   tokenizer: Any,
-  split: str | None,
+  split: str | Sequence[str] | None,
   *,
   limit: int,
   arch: Any,
   virtual: int,
 ) -> tuple[dict[str, Examples], list[str]]:
-  """(the examples of a split, or of all with those of training packed; notes). No `split` means all.
+  """(the examples of a split, of several, or of all with those of training packed; notes). No `split` means all.
 
   From then on the splits of `dataset` have a row for each example, dropped ones are gone.
   `limit`: tokens of a row at most; `arch`: the model's config; `virtual`: tokens that the method puts in front of rows.
@@ -37,14 +38,15 @@ def make(
   notes = []
   if getattr(s.modules['task'], 'HEADLESS', False):
     tokens.check_vocabulary(tokenizer, vocab=arch.vocab, where=s.model.pretrained)
-  splits = dataset.splits if split is None else [_known_split(dataset, split)]
+  wanted = [split] if isinstance(split, str) else split
+  splits = dataset.splits if wanted is None else [_known_split(dataset, name) for name in dict.fromkeys(wanted)]
   made = {name: task.examples(dataset.splits[name], tokenizer, limit=limit) for name in splits}
   for name, found in made.items():
     tokens.check_ids(found.tokens, vocab=arch.vocab, types=arch.types, where=f'{s.model.pretrained} on {name}')
     notes += [*found.notes, *_length_notes(found, name, limit=limit, positions=arch.max_length)]
     if virtual and found.packs is not None:
       raise InputError(
-        f'task.name={s.names["task"]}: both answers of a pair stand in one row, and the {virtual} virtual tokens of '
+        f'task.name={s.names["task"]}: several documents stand in one row, and the {virtual} virtual tokens of '
         f'method.name={s.names["method"]} would be seen by the first alone; take another method'
       )
     if found.rows is not None:  # from here on a document is a row of its split
@@ -97,11 +99,14 @@ def _packed(examples: Examples, limit: int, *, virtual: int) -> Examples:
 
 
 def _length_notes(rows: Examples, name: str, *, limit: int, positions: int) -> list[str]:
-  cut = rows.tokens.truncated
-  share = cut / len(rows)
+  cut, count = rows.tokens.truncated, len(rows) if rows.windows is None else int(rows.windows[-1]) + 1
+  share = cut / count
+  if cut and rows.windows is not None:
+    made = len(rows) - count + cut
+    return [f'{name}: {cut} of {count} rows ({share:.1%}) were made into {made} windows of {limit} tokens']
   if cut and limit == positions and share > 0.5:
     raise InputError(
-      f'{name}: {cut} of {len(rows)} rows are longer than the {positions} tokens that the model has positions for; '
+      f'{name}: {cut} of {count} rows are longer than the {positions} tokens that the model has positions for; '
       'cut the texts into pieces, or take a model with more positions'
     )
-  return [f'{name}: {cut} of {len(rows)} rows ({share:.1%}) were cut to {limit} tokens'] if cut else []
+  return [f'{name}: {cut} of {count} rows ({share:.1%}) were cut to {limit} tokens'] if cut else []

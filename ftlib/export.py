@@ -28,7 +28,7 @@ from ftlib.base.errors import InputError, did_you_mean
 from ftlib.base.types import Batch, Params
 from ftlib.io import hf
 from ftlib.io import workdir as files
-from ftlib.models import decoder, stack
+from ftlib.models import heads, stack
 from ftlib.models.model import Model
 from ftlib.peft.method import added
 from ftlib.run import Run
@@ -58,6 +58,7 @@ def export(
     raise InputError(f'--output={output} is not empty; nothing is overwritten')
   config, labels = folder.stored(workdir)
   run = _built(config, labels)
+  _architecture(run)  # before anything is read
   own, frozen, step = judge.restored(run, workdir, checkpoint)
   params = stack.unstack(trees.join(own, frozen))
   params = jax.tree.map(_float32, params)  # a bfloat16 kernel would round the adapter away
@@ -93,11 +94,13 @@ def _checked(apart: tuple[float, float], run: Run, output: pathlib.Path, *, dtyp
   tolerance = _TOLERANCE[dtype] * max(1.0, largest)
   if not difference <= tolerance:
     raise RuntimeError(f'{output}: logits differ from the run by {difference:.1e}, more than {tolerance:.0e}')
-  theirs = ('last', 'last') if isinstance(run.method.model.config, decoder.Config) else ('cls', 'first')
-  if run.task.head.kind == 'classify' and run.task.head.pooling != theirs[0]:
-    print(
-      f"note: the run's head reads the {run.task.head.pooling} of the tokens, transformers' reads the {theirs[1]} token"
-    )
+  if run.task.head.transitions:
+    print('note: crf.transitions are in the folder, but transformers has no CRF and says a tag for each word by itself')
+  theirs = heads.pooling(run.base.family, run.method.model.config)
+  alike = hasattr(run.base.family, 'LIBRARY') or run.task.head.pooling == theirs or _pooled_by(run)
+  if run.task.head.kind == 'classify' and not alike:
+    read = {'cls': 'first token', 'last': 'last token'}.get(theirs, theirs)
+    print(f"note: the run's head reads the {run.task.head.pooling} of the tokens, transformers' reads the {read}")
   return difference
 
 
@@ -111,7 +114,7 @@ def write(model: Model, params: Params, run: Run, output: pathlib.Path, *, dtype
 
 
 def _write_text_files(run: Run, output: pathlib.Path) -> None:
-  """The tokenizer, and of a language model `generation_config.json`."""
+  """The tokenizer, of a language model `generation_config.json`, and what Sentence-Transformers loads vectors by."""
   if run.task.head.kind == 'lm' or not run.base.folder.is_dir():
     language_files.save_tokenizer(run.tokenizer, output)
   else:
@@ -121,6 +124,11 @@ def _write_text_files(run: Run, output: pathlib.Path) -> None:
   if run.task.head.kind == 'lm':
     found = language_files.generation_config(run.tokenizer, run.base.values, run.base.folder)
     files.write_json(output / 'generation_config.json', found)
+  if run.task.head.kind == 'embed':
+    width = run.method.model.config.embed
+    for name, value in language_files.sentence_transformer(run.task.head.pooling, width, run.limit).items():
+      (output / name).parent.mkdir(exist_ok=True)
+      files.write_json(output / name, value)
 
 
 def _float32(x: jax.Array) -> jax.Array:
@@ -129,20 +137,39 @@ def _float32(x: jax.Array) -> jax.Array:
 
 def _head_config(run: Run) -> dict[str, Any]:
   head, values = run.task.head, run.base.values
-  out = {'architectures': [run.base.family.MODEL_TYPES[values['model_type']][head.kind]]}
-  if head.kind == 'lm':
+  out = {'architectures': [_architecture(run)]}
+  if head.form in ('lm', 'mlm', 'span', 'embed', 'choice'):
     return out
   if head.pooling == 'last' and values.get('pad_token_id') is None:
     out['pad_token_id'] = run.tokenizer.pad_token_id  # by which transformers finds the last token
+  labelled = bool(run.task.labels)
   labels = run.task.labels or [f'LABEL_{i}' for i in range(head.classes)]  # as transformers calls a score
   names = {str(i): str(l) for i, l in enumerate(labels)}
-  return out | {
-    'id2label': names,
-    'label2id': {v: int(k) for k, v in names.items()},
-    'num_labels': len(names),
-    'problem_type': 'single_label_classification' if run.task.labels else 'regression',
-    'ftlib_pooling': head.pooling,
-  }
+  out |= {'id2label': names, 'label2id': {v: int(k) for k, v in names.items()}, 'num_labels': len(names)}
+  if head.kind == 'tag':
+    return out
+  problem = getattr(run.task, 'problem_type', 'single_label_classification' if labelled else 'regression')
+  return {**out, **_pooled_by(run), 'problem_type': problem, 'ftlib_pooling': head.pooling}
+
+
+def _pooled_by(run: Run) -> dict[str, str]:
+  """What config.json tells transformers' class head to read, in families where it does."""
+  key, pooling = getattr(run.base.family, 'POOLING_KEY', ''), run.task.head.pooling
+  return {key: pooling} if key and pooling in ('cls', 'mean') else {}
+
+
+def _architecture(run: Run) -> str:
+  """What transformers calls the model with this head. Raises `InputError` where it has none."""
+  head, kind = run.task.head, run.base.values['model_type']
+  known = run.base.family.MODEL_TYPES[kind]
+  known = {**known, 'embed': known['classify'].replace('ForSequenceClassification', 'Model')}
+  if head.marks or head.form not in known:
+    what = 'that reads marked tokens' if head.marks else f'of the kind {head.form!r}'
+    rest = '; with task.pooling=cls or mean it is one that there is' if head.marks else ''
+    raise InputError(
+      f'task.name={run.settings.names["task"]}: there is no form of {kind} with a head {what} to export to{rest}'
+    )
+  return known[head.form]
 
 
 def _difference(run: Run, params: Params, plain: Model, output: pathlib.Path) -> tuple[float, float]:
@@ -163,12 +190,12 @@ def _apart(run: Run, params: Params, model: Model, back: Params) -> tuple[float,
 
 
 def _logits(model: Model, params: Params, batch: Batch, places_P2: np.ndarray) -> jax.Array:
-  """Logits of the rows [B, C], or of a language model those of some places (row, token) of the batch, [P, V]."""
+  """Logits of the rows [B, C], of a language model those of some places (row, token) [P, V], or the vectors of rows."""
 
   def fn(params: Params, batch: Batch) -> jax.Array:
     outputs = model.apply(params, batch)
     if outputs.unembed is None:
-      return outputs.logits
+      return outputs.pooled if outputs.logits is None else outputs.logits
     return outputs.unembed(outputs.hidden[places_P2[:, 0], places_P2[:, 1]])
 
   with jax.default_matmul_precision('highest'):
@@ -181,10 +208,12 @@ def _write_peft(params: Params, run: Run, output: pathlib.Path) -> tuple[float, 
   if not hasattr(module, 'PEFT_TYPE'):
     rest = '--format=hf merges it' if run.method.merge else 'nor can it be merged: it stays in its run folder'
     raise InputError(f'--format=peft: PEFT has no form of method.name={name}; {rest}')
-  if run.task.head.kind not in ('classify', 'lm'):
-    raise InputError(
-      f'--format=peft writes classifiers and language models; task.name={run.settings.names["task"]} is neither'
-    )
+  if hasattr(run.base.family, 'LIBRARY'):
+    kind = run.base.values['model_type']
+    raise InputError(f'--format=peft: PEFT is for models of transformers, which has no {kind}; --format=hf merges it')
+  if run.task.head.form not in peft_config.TASKS or run.task.head.transitions:
+    what = 'the transitions of task.crf' if run.task.head.transitions else f'task.name={run.settings.names["task"]}'
+    raise InputError(f'--format=peft: PEFT has no place for {what}; --format=hf has')
   if 'adapter' in run.identity:
     raise InputError(
       f'--format=peft: the frozen parameters of this run are not those of {run.settings.model.pretrained}, but start '

@@ -10,7 +10,7 @@ from typing import Any
 
 import jax
 
-from ftlib import folder, recipe, reference, regularised, show, watched
+from ftlib import folder, recipe, reference, regularised, scratch, show, watched
 from ftlib import run as runs
 from ftlib.base import trees
 from ftlib.base.errors import InputError, did_you_mean
@@ -47,6 +47,7 @@ def run(config: Any, workdir: str | None) -> dict[str, Any]:
   with files.Lock(where):
     folder.claim(where, values, built)
     reference.save(built, where)
+    scratch.save(built, where)
     print(show.summary(built, where), flush=True)
     files.write_json(where / 'env.json', files.environment())
     with (

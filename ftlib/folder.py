@@ -7,12 +7,12 @@ import json
 import os
 import pathlib
 import re
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any, TextIO
 
 import numpy as np
 
-from ftlib import recipe
+from ftlib import recipe, scratch, thresholds
 from ftlib.base import layout
 from ftlib.base.errors import InputError, did_you_mean, listing
 from ftlib.io import workdir as files
@@ -29,7 +29,7 @@ _NAMES = {'data': 'data.path (its content)', 'weights': 'model.pretrained (its c
 _START = 'adapter'  # in run.json, the content that frozen parameters start from
 _OURS = (
   *('config.json', 'run.json', 'env.json', 'summary.json', 'metrics.jsonl', 'report.html', 'reference.npz'),
-  *('checkpoints', 'eval', 'tensorboard', 'nonfinite'),
+  *('thresholds.json', scratch.BASE, 'checkpoints', 'eval', 'tensorboard', 'nonfinite'),
 )
 
 
@@ -74,12 +74,12 @@ def claim(workdir: pathlib.Path, config: Mapping[str, Any], run: Run) -> None:
   files.write_json(workdir / 'config.json', config)
 
 
-def stored(workdir: pathlib.Path) -> tuple[dict[str, Any], list]:
+def stored(workdir: pathlib.Path, *, field: str = '') -> tuple[dict[str, Any], list]:
   """(config, label list) to build a run anew that has checkpoints, on the devices that there are.
 
-  Raises `InputError` where the folder is none of a run.
+  Raises `InputError` where the folder is none of a run; `field` names it.
   """
-  config, identity = read(workdir, field=f'--workdir={workdir}')
+  config, identity = read(workdir, field=field or f'--workdir={workdir}')
   shape = config['mesh']['shape']
   return {**started(config, workdir), 'mesh': {'shape': shape if layout.fits(shape) else ''}}, identity['labels']
 
@@ -98,8 +98,10 @@ def read(workdir: pathlib.Path, *, field: str) -> tuple[dict[str, Any], dict[str
 def started(config: Mapping[str, Any], workdir: pathlib.Path) -> dict[str, Any]:
   """The config of a run that has checkpoints: what it started from is in them, and need not be there.
 
-  But frozen parameters are not: where these start from another run, that one has to be there. Raises `InputError`.
+  But frozen parameters are not: where these start from another run, that one has to be there. Raises `InputError`. A
+  model that was made for the run is in its folder.
   """
+  config = scratch.stored(config, workdir)
   if not _identity(workdir) or not files.read_json(workdir / 'run.json').get('adapter'):
     return {**config, 'model': {**config['model'], 'adapter': '', 'adapter_parts': 'all'}}
   path = config['model']['adapter']
@@ -136,24 +138,46 @@ def write_evaluation(
   metrics: Mapping[str, Any],
   predictions: Mapping[str, np.ndarray],
   step: int,
+  more: Mapping[str, Any] | None = None,
 ) -> None:
-  """`eval/<split>.json` and `eval/<split>_predictions.jsonl`."""
+  """`eval/<split>.json`, with what `more` there is to say of the metrics, and `eval/<split>_predictions.jsonl`."""
+  rows = run.dataset.splits[split]
+  with evaluating(workdir, split) as write:
+    write(run.task.records(rows, predictions))
+  record = {'metrics': metrics, 'n': len(rows), 'checkpoint': step, 'labels': list(run.task.labels)}
+  record |= {'truncated': truncated} if (truncated := run.examples[split].tokens.truncated) else {}
+  if split == 'validation':
+    thresholds.save(run, workdir, predictions, step)
+  files.write_json(workdir / 'eval' / f'{split}.json', {**record, **(more or {})})
+
+
+@contextlib.contextmanager
+def evaluating(workdir: pathlib.Path, split: str) -> Iterator[Callable[[Iterable[Mapping]], None]]:
+  """A function that adds records to `eval/<split>_predictions.jsonl`, which is there once all of them are."""
   folder = workdir / 'eval'
   try:
     folder.mkdir(exist_ok=True)
   except OSError as e:
     raise InputError(f'cannot write to {folder}: {e}') from e
-  rows = run.dataset.splits[split]
-  target = folder / f'{split}_predictions.jsonl'
-  draft = target.with_suffix('.tmp')
-  with draft.open('w', encoding='utf-8') as f:
-    for record in run.task.records(rows, predictions):
-      f.write(json.dumps(record, ensure_ascii=False, default=str) + '\n')
-  os.replace(draft, target)
-  files.write_json(
-    folder / f'{split}.json',
-    {'metrics': metrics, 'n': len(rows), 'checkpoint': step, 'labels': list(run.task.labels)},
-  )
+  with written(folder / f'{split}_predictions.jsonl') as f:
+    yield lambda records: f.writelines(line(r) for r in records)
+
+
+@contextlib.contextmanager
+def written(target: pathlib.Path) -> Iterator[TextIO]:
+  """A file to write that takes its name when it is whole; where an error comes in between, nothing is left of it."""
+  draft = target.with_name(target.name + '.tmp')
+  try:
+    with draft.open('w', encoding='utf-8') as f:
+      yield f
+    os.replace(draft, target)
+  finally:
+    draft.unlink(missing_ok=True)
+
+
+def line(record: Mapping[str, Any]) -> str:
+  """A record as a line of JSON."""
+  return json.dumps(record, ensure_ascii=False, default=str) + '\n'
 
 
 def _is_run(workdir: pathlib.Path) -> bool:

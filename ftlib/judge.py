@@ -5,33 +5,77 @@ from __future__ import annotations
 import pathlib
 from typing import Any
 
-from ftlib import folder, recipe, reference, show
+import numpy as np
+
+from ftlib import analysis, folder, recipe, reference, show, show_evaluation, thresholds
 from ftlib import run as runs
 from ftlib.adapters import Adapters
+from ftlib.analysis import Options
 from ftlib.base.errors import InputError, did_you_mean
 from ftlib.base.types import Params
+from ftlib.data.batches import Examples
 from ftlib.evals import report
 from ftlib.io import workdir as files
 from ftlib.io.checkpoint import Checkpoints
 from ftlib.run import Run
 from ftlib.train import state
 
+TEMPERATURE = 'temperature.json'  # in the folder of evaluations
 
-def run(workdir: str | None, *, split: str, checkpoint: str) -> dict[str, Any]:
+
+def run(workdir: str | None, *, split: str, checkpoint: str, options: Options | None = None) -> dict[str, Any]:
   """Evaluates and writes; gives the metrics."""
+  options = options or Options()
+  there = _against(options.against, split)
+  built, own, frozen, step = opened(workdir, split, checkpoint, also=options.calibrate)
+  where = pathlib.Path(workdir).expanduser()
+  metrics, predictions = built.evaluate(own, frozen, split)
+  examples, rows = built.examples[split].unpacked, built.dataset.splits[split]
+  more = analysis.analysed(built, examples, predictions, rows, options)
+  if options.calibrate:
+    fitted = _temperature(built, own, frozen, options.calibrate, where, step)
+    more['calibrated'] = analysis.recalibrated(examples, predictions, fitted)
+  if there is not None:
+    more['against'] = analysis.compared((built, examples, predictions), there, split, options)
+  folder.write_evaluation(where, built, split, metrics, predictions, step, more)
+  title = f'{split}, checkpoint {step}, {len(rows):,} rows'
+  print(show.table(title, metrics, more.get('intervals')))
+  print('\n'.join(show_evaluation.lines(more, built.task.metric)))
+  print(f'report: {report.write(where)}')
+  return metrics
+
+
+def opened(
+  workdir: str | None, split: str, checkpoint: str, *, also: str = '', field: str = '--workdir'
+) -> tuple[Run, Params, Params, int]:
+  """(run with a split, and `also` another; own, frozen, step of a checkpoint). Raises `InputError`."""
   if not workdir:
     raise InputError('give the run folder: --workdir=runs/NAME')
   where = pathlib.Path(workdir).expanduser()
-  config, labels = folder.stored(where)
+  config, labels = folder.stored(where, field=f'{field}={workdir}')
   with Checkpoints(where / 'checkpoints', readonly=True) as checkpoints:
-    _step(checkpoints, checkpoint, where)
-  built = _built(config, labels, split, where)
+    _step(checkpoints, checkpoint, where, field)
+  built = _built(config, labels, [split, *filter(None, [also])], where)
   own, frozen, step = restored(built, where, checkpoint)
-  metrics, predictions = built.evaluate(own, frozen, split)
-  folder.write_evaluation(where, built, split, metrics, predictions, step)
-  print(show.table(f'{split}, checkpoint {step}, {len(built.examples[split]):,} rows', metrics))
-  print(f'report: {report.write(where)}')
-  return metrics
+  return thresholds.read(built, where, step, split=split), own, frozen, step
+
+
+def _against(path: str, split: str) -> tuple[Run, Examples, dict[str, np.ndarray]] | None:
+  """(run, examples, predictions of its best checkpoint) of another run folder, where one is given."""
+  if not path:
+    return None
+  built, own, frozen, _ = opened(path, split, 'best', field='--against')
+  return built, built.examples[split].unpacked, built.evaluate(own, frozen, split)[1]
+
+
+def _temperature(built: Run, own: Params, frozen: Params, split: str, where: pathlib.Path, step: int) -> dict[str, Any]:
+  """Fits a temperature on a split, writes `eval/temperature.json` and gives what it says."""
+  predictions = built.evaluate(own, frozen, split)[1]
+  found = analysis.fitted(built.examples[split].unpacked, predictions, task=built.settings.names['task'])
+  found = {'split': split, 'checkpoint': step, **found}
+  (where / 'eval').mkdir(exist_ok=True)
+  files.write_json(where / 'eval' / TEMPERATURE, found)
+  return found
 
 
 def untrained(config: Any, *, split: str, output: str | None) -> dict[str, Any]:
@@ -82,7 +126,7 @@ def compare(workdir: str | None, *, split: str, adapters: str) -> dict[str, dict
   return found
 
 
-def _built(config: dict[str, Any], labels: list, split: str, where: pathlib.Path) -> Run:
+def _built(config: dict[str, Any], labels: list, split: str | list[str], where: pathlib.Path) -> Run:
   try:
     built = runs.build(config, labels=labels, split=split)
   except InputError as e:
@@ -126,11 +170,11 @@ def restored(built: Run, where: pathlib.Path, checkpoint: str) -> tuple[Params, 
   return built.evaluated(state.restored(found.state)), built.load()[1], found.step
 
 
-def _step(checkpoints: Checkpoints, wanted: str, where: pathlib.Path) -> int | None:
+def _step(checkpoints: Checkpoints, wanted: str, where: pathlib.Path, field: str = '--workdir') -> int | None:
   """The number of a checkpoint; None for the newest that can be read."""
   steps = checkpoints.steps()
   if not steps:
-    raise InputError(f'--workdir={where} holds no checkpoint yet; train.py saves them')
+    raise InputError(f'{field}={where} holds no checkpoint yet; train.py saves them')
   if wanted == 'last':
     return None
   if wanted == 'best':

@@ -1,4 +1,5 @@
-"""What the folder of a language model holds besides weights: tokenizer, chat template, `generation_config.json`."""
+"""What the folder of a language model holds besides weights: tokenizer, chat template, `generation_config.json`; and
+that of a model of vectors."""
 
 from __future__ import annotations
 
@@ -52,6 +53,25 @@ def generation_config(tokenizer: Any, values: Mapping[str, Any], base: pathlib.P
   ids = {k: v for k, v in ids.items() if v is not None}
   there = {k: v for k, v in there.items() if k != 'transformers_version'}
   return {**ids, **there, 'eos_token_id': [*eos] if len(eos) > 1 else eos[0]}
+
+
+def sentence_transformer(pooling: str, width: int, limit: int) -> dict[str, Any]:
+  """{file: content} by which Sentence-Transformers makes a text's vector of hidden states: pooled, of length 1.
+
+  `width`: of the hidden states; `limit`: tokens that a text is cut to.
+  """
+  parts = {'': 'Transformer', '1_Pooling': 'Pooling', '2_Normalize': 'Normalize'}
+  modules = [
+    {'idx': i, 'name': str(i), 'path': path, 'type': f'sentence_transformers.models.{name}'}
+    for i, (path, name) in enumerate(parts.items())
+  ]
+  names = {'cls': 'cls_token', 'mean': 'mean_tokens', 'last': 'lasttoken'}
+  modes = {f'pooling_mode_{name}': pooling == kind for kind, name in names.items()}
+  return {
+    'modules.json': modules,
+    'sentence_bert_config.json': {'max_seq_length': limit, 'do_lower_case': False},
+    '1_Pooling/config.json': {'word_embedding_dimension': width, **modes},
+  }
 
 
 def _rendered(tokenizer: Any) -> str | None:

@@ -11,30 +11,30 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from ftlib import show
+from ftlib import scratch, show
 from ftlib.io import workdir as files
 from ftlib.run import Run
 
 _PATH = re.compile(r'(?:(?<=[=:,\'"\s])|^)(?:~|\.{1,2})?/(?:[^/,\s\'"]+/)*(?=[^/,\s\'"])')
+_AUTO = {  # by the model's head: what transformers loads it as, and what hubs call its task
+  'lm': ('AutoModelForCausalLM', 'text-generation'),
+  'classify': ('AutoModelForSequenceClassification', 'text-classification'),
+  'tag': ('AutoModelForTokenClassification', 'token-classification'),
+  'span': ('AutoModelForQuestionAnswering', 'question-answering'),
+  'mlm': ('AutoModelForMaskedLM', 'fill-mask'),
+  'choice': ('AutoModelForMultipleChoice', 'multiple-choice'),
+  'embed': ('AutoModel', 'sentence-similarity'),
+}
 _USE = {
-  ('lm', 'hf'): """from transformers import AutoModelForCausalLM, AutoTokenizer
+  'hf': """from transformers import AutoTokenizer, {auto}
 
 tokenizer = AutoTokenizer.from_pretrained('{name}')
-model = AutoModelForCausalLM.from_pretrained('{name}')""",
-  ('lm', 'peft'): """from peft import PeftModel
-from transformers import AutoModelForCausalLM, AutoTokenizer
+model = {auto}.from_pretrained('{name}')""",
+  'peft': """from peft import PeftModel
+from transformers import AutoTokenizer, {auto}
 
-tokenizer = AutoTokenizer.from_pretrained('{name}')
-model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained('{base}'), '{name}')""",
-  ('classify', 'hf'): """from transformers import AutoModelForSequenceClassification, AutoTokenizer
-
-tokenizer = AutoTokenizer.from_pretrained('{name}')
-model = AutoModelForSequenceClassification.from_pretrained('{name}')""",
-  ('classify', 'peft'): """from peft import PeftModel
-from transformers import AutoModelForSequenceClassification, AutoTokenizer
-
-tokenizer = AutoTokenizer.from_pretrained('{base}')
-model = AutoModelForSequenceClassification.from_pretrained('{base}', num_labels={classes})
+tokenizer = AutoTokenizer.from_pretrained('{tokenizer}')
+model = {auto}.from_pretrained('{base}'{labels})
 model = PeftModel.from_pretrained(model, '{name}')""",
 }
 
@@ -48,8 +48,16 @@ def text(name: str, run: Run, workdir: pathlib.Path, *, step: int, format: str, 
   """The card; `name` is the folder's."""
   s, env = run.settings, _read(workdir / 'env.json')
   version = env.get('versions', {}).get('ftlib', 'unknown')
-  kind, base = run.task.head.kind, named(s.model.pretrained)
-  use = _USE[kind, format].format(name=name, base=base, classes=run.task.head.classes) if (kind, format) in _USE else ''
+  kind, base = run.task.head.form, named(s.model.pretrained)
+  base = f'new {run.base.values["model_type"]}' if scratch.notes(run.base) else base
+  use = _USE[format] if kind in _AUTO and _library(run) == 'transformers' else ''
+  use = use.format(
+    name=name,
+    base=base,
+    auto=_AUTO.get(kind, ('',))[0],
+    tokenizer=name if kind == 'lm' else base,
+    labels=f', num_labels={run.task.head.classes}' if kind in ('classify', 'tag') else '',
+  )
   config = _read(workdir / 'config.json')
   parts = [
     _front(run, format),
@@ -77,13 +85,18 @@ def _front(run: Run, format: str) -> str:
   base = s.model.pretrained
   hub = re.fullmatch(r'[\w.-]+(/[\w.-]+)?', base) and not pathlib.Path(base).exists()
   lines = [
-    f'library_name: {"peft" if format == "peft" else "transformers"}',
+    f'library_name: {"peft" if format == "peft" else _library(run)}',
     *([f'base_model: {base}'] if hub else []),
-    f'pipeline_tag: {"text-generation" if run.task.head.kind == "lm" else "text-classification"}',
+    *([f'pipeline_tag: {_AUTO[run.task.head.form][1]}'] if run.task.head.form in _AUTO else []),
     'tags:',
     *(f'- {json.dumps(t)}' for t in ('ftlib', s.names['task'], s.names['method'])),
   ]
   return '---\n' + '\n'.join(lines) + '\n---'
+
+
+def _library(run: Run) -> str:
+  """Which loads the model, whole."""
+  return getattr(run.base.family, 'LIBRARY', 'transformers')
 
 
 def _form(run: Run, format: str, dtype: str) -> str:

@@ -23,8 +23,13 @@ from ftlib.models.model import Model
 from ftlib.peft.method import added
 
 VERSION = '0.21.2'  # of PEFT, whose format this is
-TASKS = {'classify': 'SEQ_CLS', 'lm': 'CAUSAL_LM'}  # by the model's head
-HEADS = ('classifier', 'score')  # what PEFT saves of every SEQ_CLS model besides `modules_to_save`, and of no other
+TASKS = {'classify': 'SEQ_CLS', 'lm': 'CAUSAL_LM', 'tag': 'TOKEN_CLS', 'span': 'QUESTION_ANS'}  # by the model's head
+_HEADS = {  # what PEFT saves of every model for a task besides `modules_to_save`
+  'SEQ_CLS': ('classifier', 'score'),
+  'TOKEN_CLS': ('classifier', 'score'),
+  'QUESTION_ANS': ('qa_outputs',),
+}
+HEADS = tuple(dict.fromkeys(n for names in _HEADS.values() for n in names))
 PROMPTS = ('PROMPT_TUNING', 'P_TUNING', 'PREFIX_TUNING')  # types that wrap no module of the model
 INPUTS = {'IA3': ('feedforward_modules', 'feedforward', 'in_scale')}  # a second list of modules: key, field, leaf
 _SITES = ('target_modules', 'exclude_modules', 'layers_to_transform', 'layers_pattern', 'modules_to_save')
@@ -62,7 +67,7 @@ def task_of(model: Model) -> str:
 
 def heads_of(values: Mapping[str, Any]) -> tuple[str, ...]:
   """What PEFT saves besides `modules_to_save` by an adapter_config.json."""
-  return HEADS if values.get('task_type') == TASKS['classify'] else ()
+  return _HEADS.get(values.get('task_type'), ())
 
 
 def torch_modules(model: Model) -> dict[str, str]:
@@ -99,6 +104,12 @@ def of_run(module: ModuleType, config: Any, model: Model, *, base: str, save: Se
     values |= _sizes(model, kind)
   else:
     sites = adapted(module, model)
+    bare = [s for of in sites.values() for s in of if not _module(model, s)]
+    if bare:
+      raise InputError(
+        f'--format=peft: PEFT adapts modules, and transformers holds these as bare parameters:\n{listing(bare)}\n'
+        '  export merged weights with --format=hf'
+      )
     values['target_modules'] = [*dict.fromkeys(names[s] for of in sites.values() for s in of)]
     if kind in INPUTS:
       values[INPUTS[kind][0]] = [*dict.fromkeys(names[s] for s in sites[INPUTS[kind][1]])]
@@ -108,6 +119,12 @@ def of_run(module: ModuleType, config: Any, model: Model, *, base: str, save: Se
     if 'fan_in_fan_out' in values or model.straight:
       values['fan_in_fan_out'] = model.straight
   return dict(sorted(values.items()))
+
+
+def _module(model: Model, site: str) -> bool:
+  """Whether a site is a module in transformers."""
+  names = model.hf_names()
+  return (names.get(f'{site}/kernel') or names[f'{site}/table']).endswith('.weight')
 
 
 def adapted(module: ModuleType, model: Model) -> dict[str, list[str]]:
@@ -227,8 +244,13 @@ def _in_layers(layers: Any, patterns: Any, name: str) -> bool:
 
 
 def _sizes(model: Model, kind: str) -> dict[str, int]:
-  """What a type of `PROMPTS` says of the model; a prefix is as wide as the keys."""
+  """What a type of `PROMPTS` says of the model; a prefix is as wide as the keys. Raises `InputError` for models that
+  PEFT cannot put it on."""
   c = model.config
+  if kind == 'PREFIX_TUNING' and model.order:
+    raise InputError('PEFT has no prefix for layers that share their parameters')
+  if kind != 'PREFIX_TUNING' and (small := getattr(c, 'embedding', c.embed)) != c.embed:
+    raise InputError(f'PEFT takes embeddings to be as large as hidden states, {c.embed}; those here are {small}')
   groups = getattr(c, 'kv_heads', c.heads) if kind == 'PREFIX_TUNING' else c.heads
   return {
     'token_dim': groups * getattr(c, 'head_dim', c.embed // c.heads) if kind == 'PREFIX_TUNING' else c.embed,

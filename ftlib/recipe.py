@@ -14,6 +14,7 @@ from typing import Any
 
 from ml_collections import config_dict
 
+from ftlib import scratch
 from ftlib.base import lookup, rng, settings
 from ftlib.base.errors import InputError, did_you_mean
 from ftlib.base.settings import setting
@@ -34,7 +35,7 @@ class ModelSettings:
   '' goes by `config.json`'s model_type. `adapter`: run folder, or folder of PEFT, to start from; `adapter_parts`: which
   of its parameters, some of `PARTS` with commas between. `layers`: 'scan' (alike layers are compiled once) or 'unroll'.
   `remat`: what the backward pass computes again. `allow_config`: pattern of unknown `config.json` keys that are
-  harmless."""
+  harmless. `scratch`: of a model that starts from nothing, where `pretrained` is empty (`ftlib/scratch.py`)."""
 
   pretrained: str = ''
   family: str = ''
@@ -43,6 +44,7 @@ class ModelSettings:
   layers: str = setting('scan', choices=('scan', 'unroll'))
   remat: str = setting('none', choices=tuple(stack.REMAT))
   allow_config: str = ''
+  scratch: scratch.Config = dataclasses.field(default_factory=scratch.Config)
 
   def __post_init__(self):
     parts_of(self.adapter_parts)

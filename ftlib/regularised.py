@@ -14,7 +14,8 @@ import numpy as np
 from ftlib.base import trees
 from ftlib.base.errors import InputError
 from ftlib.base.types import Sums
-from ftlib.data import batches
+from ftlib.data import batches, sampling
+from ftlib.data.batches import Examples
 from ftlib.models import stack
 from ftlib.objectives import adversarial
 from ftlib.recipe import Settings
@@ -41,12 +42,18 @@ def is_private(s: Settings) -> bool:
 def rows_at_once(s: Settings) -> int:
   """How many rows a step computes with at once. Raises `InputError` where settings do not go with privacy."""
   if not is_private(s):
+    if s.train.accumulate > 1 and getattr(s.modules['objective'], 'COUPLED', False):
+      raise InputError(
+        f'train.accumulate={s.train.accumulate} with objective.name={s.names["objective"]}, which compares the rows of '
+        'a batch with each other: in micro-batches each would be compared with fewer\n'
+        '  leave it at 1; model.remat=full saves memory as well'
+      )
     if s.train.batch_size % s.train.accumulate:
       raise InputError(
         f'train.batch_size={s.train.batch_size} is not a multiple of train.accumulate={s.train.accumulate}'
       )
     return s.train.batch_size // s.train.accumulate
-  weights, wrong = getattr(s.objective, 'class_weights', ''), []
+  wrong = []
   if s.train.accumulate > 1:
     wrong.append(
       f'train.accumulate={s.train.accumulate}: privacy.microbatch={s.privacy.microbatch} is how many rows are computed '
@@ -57,11 +64,20 @@ def rows_at_once(s: Settings) -> int:
       f'objective.name={s.names["objective"]}, which may couple the rows of a batch; where the loss of a row follows '
       'from the row alone, say so in the file by ROWWISE = True'
     )
-  if weights:
-    wrong.append(
-      f'objective.class_weights={weights}: under privacy every row counts alike, and weights that follow from the '
-      'labels would tell of them; leave it empty'
-    )
+  weighing = [(f'objective.{n}', getattr(s.objective, n, '')) for n in ('class_weights', 'pos_weight')]
+  weighing += [('task.weight', getattr(s.task, 'weight', '')), ('data.sampling', s.data.sampling)]
+  for field, value in weighing:
+    if value:
+      wrong.append(
+        f'{field}={value}: under privacy every row counts alike, and weights that follow from the labels would tell of '
+        'them; leave it empty'
+      )
+  for field in ('augment', 'deduplicate'):
+    if value := getattr(s.data, field):
+      wrong.append(
+        f'data.{field}={value}: under privacy a row of the data is one of the training, whatever the others are; leave '
+        'it empty'
+      )
   if s.train.packing:
     wrong.append(
       'train.packing=true: a packed row holds several documents, and which ones follows from all; set it to false'
@@ -71,10 +87,14 @@ def rows_at_once(s: Settings) -> int:
   return s.privacy.microbatch
 
 
-def order(s: Settings, lengths: np.ndarray) -> batches.Order:
-  """Which rows stand in which batch."""
+def order(s: Settings, made: Mapping[str, Examples], task: Task) -> batches.Order:
+  """Which rows stand in which batch. Raises `InputError` where `data.sampling` does not go with the task."""
+  lengths = next(iter(made.values())).lengths
   if not is_private(s):
-    return batches.Order(lengths, s.train.batch_size, s.seed, s.train.grouped and not s.train.packing)
+    rates = task.rates(made['train']) if 'train' in made and hasattr(task, 'rates') else None
+    if s.data.sampling and 'train' in made:
+      rates = sampling.rates(s.data.sampling, made['train'].extra.get('labels', np.zeros(0)), task.labels)
+    return batches.Order(lengths, s.train.batch_size, s.seed, s.train.grouped and not s.train.packing, rates)
   return batches.Poisson(lengths, s.train.batch_size, s.seed, multiple=s.privacy.microbatch)
 
 
@@ -82,6 +102,11 @@ def checked(run: Run) -> Run:
   """The run. Raises `InputError` where its rows, method, model or optimizer do not go with what it asks for."""
   if is_private(run.settings) and 'train' in run.examples:
     s, rows = run.settings, len(run.examples['train'])
+    if run.examples['train'].windows is not None:
+      raise InputError(
+        f'privacy.noise_multiplier={s.privacy.noise_multiplier}: rows longer than {run.limit} tokens were made into '
+        'several documents, which would each count as a row; cut them, by task.truncate=tail where the task has that'
+      )
     if s.train.batch_size > rows:
       raise InputError(
         f'train.batch_size={s.train.batch_size} with privacy.noise_multiplier: batches are drawn from {rows} training '

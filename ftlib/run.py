@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ftlib import adapter, examples, generators, recipe, regularised
+from ftlib import adapter, examples, generators, recipe, regularised, scratch
 from ftlib.adapter import Adapter
 from ftlib.base import layout, lookup, trees
 from ftlib.base.errors import Diverged, InputError, did_you_mean
@@ -28,7 +28,7 @@ from ftlib.data.batches import Examples
 from ftlib.data.labels import Columns
 from ftlib.evals import evaluate
 from ftlib.io import gguf, hf
-from ftlib.models import hf_config, stack
+from ftlib.models import heads, hf_config, stack
 from ftlib.optim import chain
 from ftlib.optim.chain import Optimizer
 from ftlib.peft.method import Adjust, Method, added
@@ -227,8 +227,13 @@ class Run:
     finite = [np.isfinite(p).reshape(len(p), -1).all(1) for p in predictions.values()]
     faulty = np.flatnonzero(~np.all(finite, axis=0))
     if len(faulty) or not np.isfinite(means['loss']):
-      first = f', the first {self.dataset.splits[split].where(int(faulty[0]))}' if len(faulty) else ''
+      row = int(faulty[0] if examples.windows is None else examples.windows[faulty[0]]) if len(faulty) else 0
+      first = f', the first {self.dataset.splits[split].where(row)}' if len(faulty) else ''
       raise Diverged(f'{split} loss {means["loss"]}, {len(faulty)} of {len(examples)} predictions not finite{first}')
+    if examples.windows is not None:
+      predictions = self.task.combined(examples, predictions)
+    if split == 'validation' and hasattr(self.task, 'tuned'):
+      predictions = self.task.tuned(examples, predictions)
     metrics = {**means, **self.task.metrics(examples, predictions)}
     if hasattr(self.task, 'judged'):  # a task whose answers are generated
       scores, predictions['prediction'] = generators.answers(self, own, frozen, split)
@@ -244,9 +249,9 @@ class Run:
     return batches.collate(examples, rows, size=size, edges=self.edges, pad_id=pad)
 
 
-def build(config: Mapping[str, Any], *, labels: list | None = None, split: str | None = None, data: bool = True) -> Run:
-  """The Run of a config. `labels` is a stored run's label list; `split` restricts tokenising to one split (eval.py).
-  Without `data` nothing of it is read, and the examples are rows of drawn token ids: a stored run, to ask or to export.
+def build(config: Mapping[str, Any], *, labels: list | None = None, split: Any = None, data: bool = True) -> Run:
+  """The Run of a config. `labels` is a stored run's label list; `split` restricts tokenising to one, or to a list of
+  some. Without `data` nothing of it is read, and the examples are rows of drawn ids: a stored run, to ask or to export.
 
   Raises `InputError` for whatever is wrong, cheapest checks first.
   """
@@ -254,10 +259,10 @@ def build(config: Mapping[str, Any], *, labels: list | None = None, split: str |
   mesh = layout.build(s.mesh.shape, batch=regularised.rows_at_once(s))
   eval_size = -(-s.train.eval_batch_size // mesh.shards) * mesh.shards
   s = dataclasses.replace(s, train=dataclasses.replace(s.train, eval_batch_size=eval_size))
-  base = open_base(s.model)
+  base = open_base(scratch.chosen(s))
   arch = base.family.from_hf(base.values, where=base.where, allow=s.model.allow_config)
   if getattr(s.task, 'pooling', None) == '':
-    s = dataclasses.replace(s, task=dataclasses.replace(s.task, pooling=getattr(base.family, 'POOLING', 'cls')))
+    s = dataclasses.replace(s, task=dataclasses.replace(s.task, pooling=heads.pooling(base.family, arch)))
   columns = Columns(*s.modules['task'].columns(s.task))
   dataset = preparation.load(s.data, **columns._asdict()) if data else preparation.Dataset({'train': []}, {}, '', [])
   train = dataset.splits['train']
@@ -269,8 +274,8 @@ def build(config: Mapping[str, Any], *, labels: list | None = None, split: str |
   }
   model = base.family.build(arch, head=task.head, **options)
   method = s.modules['method'].build(s.method, model)
-  match = hf.match(base.weights, model.hf_names(), model.hf_shapes(), prefix=base.family.PREFIX, tied=model.tied)
-  notes = [*dataset.notes, *_match_notes(match, method)]
+  match = scratch.match(base, model)
+  notes = [*scratch.notes(base), *dataset.notes, *_match_notes(match, method)]
   fresh = set(match.fresh)
   trains = lambda name: method.trains(name) or name in fresh  # noqa: E731
   if method.stages is not None:
@@ -291,7 +296,7 @@ def build(config: Mapping[str, Any], *, labels: list | None = None, split: str |
   notes += more
   lengths = np.concatenate([e.unpacked.lengths for e in made.values()])
   info, runs = stored_info(method, trains, scan=s.model.layers == 'scan')
-  order = regularised.order(s, next(iter(made.values())).lengths)
+  order = regularised.order(s, made, task)
   rows = len(made.get('train', train)) if data else 10**6  # enough for any schedule; none is followed
   steps = s.train.steps or max(1, round(s.train.epochs * -(-rows // s.train.batch_size)))
   train_info = {n: i for n, i in info.items() if trains(stack.canonical(n))}
@@ -388,8 +393,8 @@ def _match_notes(match: hf.Match, method: Method) -> list[str]:
   notes = []
   if match.fresh:
     extra = [n for n in match.fresh if not method.trains(n)]
-    also = f' ({", ".join(extra)} train although the method does not name them)' if extra else ''
-    notes.append(f'new, not in the checkpoint: {", ".join(match.fresh)}{also}')
+    also = f' ({", ".join(trees.folded(extra))} train although the method does not name them)' if extra else ''
+    notes.append(f'new, not in the checkpoint: {", ".join(trees.folded(match.fresh))}{also}')
   if match.unused:
     notes.append(f'not used of the checkpoint: {len(match.unused)} tensors of other heads ({match.unused[0]}, ...)')
   return notes

@@ -24,6 +24,7 @@ from ftlib import run as runs
 from ftlib.base import lookup, trees
 from ftlib.base.errors import InputError, did_you_mean
 from ftlib.base.types import Batch, ParamInfo, Params, Sums
+from ftlib.data.labels import Columns
 from ftlib.io import gguf, hf
 from ftlib.models import presets, stack
 from ftlib.optim import chain
@@ -166,8 +167,9 @@ def _family(s: Settings, config_json: Mapping[str, Any]) -> Any:
 def task_of(s: Settings, classes: int) -> Task:
   """The task as two rows with the least and the greatest label would make it."""
   module = s.modules['task']
-  label = module.columns(s.task).label
-  rows = None if label is None else [{label: 0.0}, {label: 1.0}]
+  columns = Columns(*module.columns(s.task))
+  wrap = {'labels': lambda v: [v]}.get(columns.kind, float)
+  rows = None if columns.label is None else [{columns.label: wrap(0)}, {columns.label: wrap(1)}]
   return module.build(s.task, train=rows, known=[f'class {i}' for i in range(classes)])
 
 
@@ -178,15 +180,20 @@ def _structs(info: Mapping[str, ParamInfo], dtype: Any = None) -> Params:
 
 def _batch(s: Settings, task: Task, length: int) -> Batch:
   """The shapes of a training batch (`ftlib/data/batches.py: collate`), at its longest."""
-  if s.names['objective'] == 'preference':
-    raise InputError(f'task.name={s.names["task"]}: its batches hold pairs of answers, whose shapes are not known here')
+  if s.names['objective'] == 'preference' or task.head.documents > 1:
+    raise InputError(f'task.name={s.names["task"]}: its rows hold several documents, whose shapes are not known here')
   rows = s.train.batch_size
   batch = {n: jax.ShapeDtypeStruct((rows, length), jnp.int32) for n in ('tokens', 'positions', 'segments', 'types')}
   batch['rows'] = jax.ShapeDtypeStruct((rows,), jnp.int32)
-  if task.head.kind == 'lm':
+  if task.head.kind in ('lm', 'mlm'):
     extra = {'targets': ((rows, length), jnp.int32), 'weights': ((rows, length), jnp.float32)}
+    if task.head.kind == 'mlm':
+      of_rows = dict.fromkeys(('mask_token', 'vocabulary'), ((rows,), jnp.int32))
+      extra |= {'words': ((rows, length), jnp.int32), **of_rows}
   else:
-    extra = {'labels': ((rows,), jnp.int32 if task.labels else jnp.float32), 'weights': ((rows,), jnp.float32)}
+    several = getattr(task, 'problem_type', '') == 'multi_label_classification'
+    shape = (rows, len(task.labels)) if several else (rows,)
+    extra = {'labels': (shape, jnp.int32 if task.labels else jnp.float32), 'weights': ((rows,), jnp.float32)}
   return batch | {n: jax.ShapeDtypeStruct(shape, dtype) for n, (shape, dtype) in extra.items()}
 
 

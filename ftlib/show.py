@@ -29,7 +29,7 @@ def counts(run: Run) -> dict[str, int]:
 def summary(run: Run, workdir: pathlib.Path) -> str:
   """One screen: model, parameters, what trains, data, mesh, precision, length, where it writes."""
   s, n = run.settings, counts(run)
-  arch = run.method.model.config
+  arch, base = run.method.model.config, s.model.pretrained or 'new'
   share = n['params_trainable'] / n['params_total']
   rows = ', '.join(f'{k} {len(v):,}' for k, v in run.dataset.splits.items())
   train = run.examples['train']
@@ -40,7 +40,7 @@ def summary(run: Run, workdir: pathlib.Path) -> str:
   micro = f', in {s.train.accumulate} micro-batches' if s.train.accumulate > 1 else ''
   edges = str(train.window) if train.window else '/'.join(map(str, run.edges))
   lines = [
-    ('model', f'{s.model.pretrained} ({run.base.values["model_type"]}, {arch.layers} layers, width {arch.embed})'),
+    ('model', f'{base} ({run.base.values["model_type"]}, {arch.layers} layers, width {arch.embed})'),
     ('task', f'{s.names["task"]}, {run.task.about}'),
     ('method', f'{s.names["method"]} on {_sites(run.method.shown)}'),
     ('parameters', f'{n["params_total"]:,} total, {n["params_trainable"]:,} trainable ({share:.2%})'),
@@ -84,11 +84,12 @@ def preview(run: Run, count: int, *, colour: bool) -> str:
   return '\n'.join(parts)
 
 
-def table(title: str, metrics: Mapping[str, Any]) -> str:
-  """The scalar metrics of a split and, for a few classes, theirs."""
+def table(title: str, metrics: Mapping[str, Any], intervals: Mapping[str, Any] | None = None) -> str:
+  """The scalar metrics of a split, with their intervals, and, for a few classes, theirs."""
   rows = [(k, v) for k, v in metrics.items() if isinstance(v, int | float)]
   width = max(len(k) for k, _ in rows)
-  lines = [title] + [f'  {k:<{width}}  {v:.4f}' for k, v in rows]
+  spread = lambda k: '  [{:.4f}, {:.4f}]'.format(*intervals[k]) if k in (intervals or {}) else ''  # noqa: E731
+  lines = [title] + [f'  {k:<{width}}  {v:.4f}{spread(k)}' for k, v in rows]
   classes = metrics.get('per_class') or {}
   if 0 < len(classes) <= 20:
     wide = max(len(str(k)) for k in classes)

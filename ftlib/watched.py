@@ -73,8 +73,9 @@ def _variants(run: Run, state: TrainState) -> dict[str, Params]:
 
 
 def _named(run: Run, rows: np.ndarray) -> list[str]:
-  train = run.dataset.splits['train']
-  names = [train.where(int(d)) for d in run.examples['train'].documents(rows)]
+  train, examples = run.dataset.splits['train'], run.examples['train']
+  documents = examples.documents(rows)
+  names = [train.where(int(d)) for d in (documents if examples.windows is None else examples.windows[documents])]
   return names[:16] + ([f'... and {len(names) - 16} more'] if len(names) > 16 else [])
 
 

@@ -24,6 +24,7 @@ import jax  # noqa: E402
 import pytest  # noqa: E402
 
 from tests import tiny  # noqa: E402
+from tests.slow import slow  # noqa: E402
 
 jax.config.update('jax_default_matmul_precision', 'highest')
 _LONG = ('tests/contract/test_methods.py', 'tests/resume/test_kill.py')
@@ -31,6 +32,9 @@ _LONG = ('tests/contract/test_methods.py', 'tests/resume/test_kill.py')
 
 def pytest_collection_modifyitems(items):
   """The longest files first: several processes take whole files in this order (`make test`), and end together."""
+  for item in items:
+    if slow(item.nodeid):
+      item.add_marker(pytest.mark.slow)
   items.sort(key=lambda item: not item.nodeid.startswith(_LONG))
 
 

@@ -1,6 +1,6 @@
 """Times ftlib's own training steps on demand, under the protocol of `torch_speed.py`.
 
-  python benchmarks/peers/ftlib_speed.py --model DIR --data DIR --method lora --max-length 128
+  python benchmarks/peers/ftlib_speed.py --config configs/classify.py:data=DIR,method=lora --set train.max_length=128
 
 A run is built from a config like any other: its own tokens, order, buckets and compiled step. Before `ready` one step
 of each length is compiled. `go N` times N steps with their batches made beforehand, as the peer's are; `checkpoint`
@@ -20,7 +20,7 @@ from ftlib import cli  # noqa: F401 - sets the environment before JAX is importe
 
 import jax  # isort: skip
 
-from ftlib import recipe
+from ftlib import config_file
 from ftlib import run as runs
 from ftlib.io.checkpoint import Checkpoints
 from ftlib.train.state import TrainState, storable
@@ -28,13 +28,11 @@ from ftlib.train.state import TrainState, storable
 
 def main() -> None:
   parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-  parser.add_argument('--model', required=True)
-  parser.add_argument('--data', required=True)
-  parser.add_argument('--method', choices=('lora', 'full'), default='lora')
-  parser.add_argument('--max-length', type=int, default=128)
+  parser.add_argument('--config', required=True)
+  parser.add_argument('--set', nargs='*', default=[], metavar='FIELD=VALUE')
   args = parser.parse_args()
   with contextlib.redirect_stdout(sys.stderr):
-    run = build(args)
+    run = runs.build(config_file.load(args.config, [tuple(s.split('=', 1)) for s in args.set]))
     trainable, frozen = run.load()
     state = run.start(trainable, frozen)
     seen: set[int] = set()
@@ -81,15 +79,6 @@ def checkpoint_cost(run: runs.Run, state: TrainState) -> dict[str, float]:
     jax.block_until_ready(checkpoints.restore(storable(run.abstract_state)).state)
     restored = time.perf_counter() - began
     return {'returned': returned, 'committed': committed, 'restored': restored, 'bytes': checkpoints.size(1)}
-
-
-def build(args: argparse.Namespace) -> runs.Run:
-  """The peer's setting: 2 labels, batch 32, LoRA of rank 8 and alpha 16 with dropout 0.1 on q and v, clip 1."""
-  c = recipe.recipe(task='classify', method=args.method, optim='adamw')
-  c.model.pretrained, c.data.path = args.model, args.data
-  c.train.max_length, c.train.steps = args.max_length, 100_000
-  c.optim.learning_rate = {'lora': 1e-3, 'full': 2e-5}[args.method]
-  return runs.build(c)
 
 
 if __name__ == '__main__':

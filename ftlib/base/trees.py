@@ -74,7 +74,7 @@ def matching(pattern: str, names: Iterable[str], *, field: str, what: str = 'par
   rx = compile_pattern(pattern, field=field)
   hits = [n for n in names if rx.search(n)]
   if not hits:
-    raise InputError(f'{field}={pattern!r} matches none of the {len(names)} {what}:\n{listing(_patterns(names))}')
+    raise InputError(f'{field}={pattern!r} matches none of the {len(names)} {what}:\n{listing(folded(names))}')
   return hits
 
 
@@ -121,6 +121,6 @@ def _natural(key: str) -> tuple[int, int, str]:
   return (0, int(key), '') if key.isdigit() else (1, 0, key)
 
 
-def _patterns(names: list[str]) -> list[str]:
+def folded(names: list[str]) -> list[str]:
   """Names with layer numbers folded: 'layers/*/attn/q' once instead of once a layer."""
   return sorted({re.sub(r'(^|/)\d+(?=/|$)', r'\1*', n) for n in names})

@@ -41,19 +41,33 @@ class Head:
   """What a task wants on top of a model.
 
   `kind` 'none' (hidden states), 'classify' (`classes` logits from the hidden states pooled by 'cls', the first token,
-  'last', the last of a decoder, or 'mean', the average of the real tokens), 'mlm' (logits over the vocabulary for
-  every token) or 'lm' (what gives those of the next token).
+  'last', the last of a decoder, 'mean', the average of the real tokens, or 'max', the largest of each feature), 'embed'
+  (these pooled states alone), 'tag' (`classes` logits for every token), 'span' (2 logits for every token: that an
+  answer starts and ends there), 'mlm' (what gives the logits over the vocabulary of a token) or 'lm' (of the next one).
+  `documents`: how many documents a row holds at most, as segments 1, 2, ...; with more than one, what is pooled has an
+  axis for them. `marks`: how many tokens of a row, given by `inputs['marks']`, are pooled instead, one behind another.
+  `transitions`: whether a 'tag' head brings a table of which tag follows which (`ftlib/objectives/crf.py`).
   """
 
   kind: str = 'none'
   classes: int = 0
   pooling: str = 'cls'
+  documents: int = 1
+  marks: int = 0
+  transitions: bool = False
+
+  @property
+  def form(self) -> str:
+    """`kind`, and 'choice' of a classifier of several documents: what exports go by."""
+    return 'choice' if self.kind == 'classify' and self.documents > 1 else self.kind
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Outputs:
-  """A forward pass: `hidden` [B, L, D] and, where it has them, `pooled` [B, D] and `logits` [B, C] or [B, L, V].
+  """A forward pass: `hidden` [B, L, D] and, where it has them, `pooled` [B, D] and `logits` [B, C] or
+  [B, L, C]; of rows of several documents `pooled` [B, S, D] and `logits` [B, S, C]. `transitions` [C + 1, C + 1] is the
+  head's table.
 
   A language model's logits are too many to hold: `unembed` gives those of hidden states [..., D], float32 [..., V]. It
   closes over the parameters of the pass, and is of use inside the function that made it alone.
@@ -62,4 +76,5 @@ class Outputs:
   hidden: jax.Array
   pooled: jax.Array | None = None
   logits: jax.Array | None = None
+  transitions: jax.Array | None = None
   unembed: Callable[[jax.Array], jax.Array] | None = dataclasses.field(default=None, metadata={'static': True})

@@ -2,8 +2,9 @@
 
 Lengths are rounded up to a handful of buckets, so that a handful of steps is compiled. An epoch is a random permutation
 of the rows, sorted by length within windows of some batches (64, or a quarter of the rows where that is less) and cut
-up, and the batches shuffled again: rows of a batch are alike in length, so little is padding. The cursor of a resumed
-run is the step, nothing else.
+up, and the batches shuffled again: rows of a batch are alike in length, so little is padding. Where some rows are drawn
+more often than others (`sampling.py`), windows are so short that none stands twice in one. The cursor of a resumed run
+is the step, nothing else.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from ftlib.base.types import Batch
+from ftlib.data import sampling
 from ftlib.data.tokens import Tokens
 
 _WINDOW = 64  # batches that are sorted by length together
@@ -29,8 +31,10 @@ class Examples:
 
   `packs`: document numbers that stand in one row together, each row `window` tokens long, or, where that is 0, because
   they belong together (the two answers of a pair); else a document is a row.
-  `rows`: the number of the data row that each document was made of, where these are not one and the same. `notes`:
-  what the user should know.
+  `rows`: the number of the data row that each document was made of, where these are not one and the same; the split
+  then has a row for each document. `windows`: the same where documents are windows of rows, several of one: the split
+  keeps its rows, and the task answers for these (`Task.combined`). `host`: what the task needs of documents or rows to
+  judge them, never put in a batch. `notes`: what the user should know.
   """
 
   tokens: Tokens
@@ -39,6 +43,8 @@ class Examples:
   packs: list[np.ndarray] | None = None
   window: int = 0
   rows: np.ndarray | None = None
+  windows: np.ndarray | None = None
+  host: dict[str, Any] = dataclasses.field(default_factory=dict)
   notes: list[str] = dataclasses.field(default_factory=list)
 
   def __len__(self) -> int:
@@ -108,12 +114,14 @@ def buckets(lengths: np.ndarray, *, count: int, multiple: int = 8) -> tuple[int,
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Order:
-  """Which rows stand in the batch of a step."""
+  """Which rows stand in the batch of a step. `rates` float [N] with a mean of 1: how often a row is drawn in an epoch,
+  on average; None for once."""
 
   lengths: np.ndarray
   batch_size: int
   seed: int
   grouped: bool = True
+  rates: np.ndarray | None = None
 
   @property
   def steps_per_epoch(self) -> int:
@@ -125,18 +133,23 @@ class Order:
     return self.batch_size
 
   def rows(self, step: int) -> np.ndarray:
-    """Row numbers of a step's batch; the last batch of an epoch may be short. Every epoch holds each row once."""
+    """Row numbers of a step's batch; the last batch of an epoch may be short. Without rates, every epoch holds each row
+    once; with them it holds as many rows."""
     epoch, i = divmod(step, self.steps_per_epoch)
     return self._epoch(epoch)[i]
 
   @functools.lru_cache(maxsize=2)  # noqa: B019 - one Order a run
   def _epoch(self, epoch: int) -> list[np.ndarray]:
     rng = np.random.default_rng((self.seed, epoch))
-    order = rng.permutation(len(self.lengths))
-    size = self.batch_size
+    size, most = self.batch_size, 1
+    if self.rates is None:
+      order = rng.permutation(len(self.lengths))
+    else:
+      order = sampling.drawn(self.rates, rng)
+      most = int(np.bincount(order).max())  # copies of a row
     if not self.grouped:
       return [order[i : i + size] for i in range(0, len(order), size)]
-    batches, span = [], size * max(1, min(_WINDOW, len(order) // (4 * size)))
+    batches, span = [], size * max(1, min(_WINDOW, len(order) // (max(4, most) * size)))
     for start in range(0, len(order), span):
       window = order[start : start + span]
       window = window[np.argsort(self.lengths[window], kind='stable')]

@@ -16,6 +16,7 @@ from ftlib.data.sources import Rows
 
 Splits = dict[str, Rows]
 
+PART = 'task'  # the column that says which part a row is of, where there are several
 STRATIFIED = ('class',)  # kinds by whose values rows are dealt out to splits
 _LARGEST = 3e38  # of float32, about
 _NUMBER = re.compile(r'\s*[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?\s*', re.ASCII)
@@ -25,7 +26,9 @@ class Columns(NamedTuple):
   """The columns that a task reads: of the texts, of the label (None: there are none), and what stands in the latter.
 
   `fields`: the task's settings that name the texts' columns, and last that of the label. `spare`: {column: another that
-  has it in splits that lack the first, or a list of it}.
+  has it in splits that lack the first, or a list of it}. `kinds`: {column of the texts: what stands in it, where that
+  is no plain text}, and `row`: what a row becomes, both as `ftlib/data/columns.py` says. `parts`: {name: (path,
+  columns)} of several sources that are read one behind another, a row's name in its column `PART`.
   """
 
   texts: Sequence[str]
@@ -33,6 +36,9 @@ class Columns(NamedTuple):
   kind: str = 'class'
   fields: Sequence[str] = ('text', 'pair', 'label')
   spare: Mapping[str, str] | None = None
+  kinds: Mapping[str, Any] | None = None
+  row: Callable[[dict], dict] | None = None
+  parts: Mapping[str, tuple[str, Columns]] | None = None
 
 
 def classes(splits: Splits, column: str, notes: list[str]) -> Splits:
@@ -55,6 +61,23 @@ def classes(splits: Splits, column: str, notes: list[str]) -> Splits:
   return _mapped(splits, column, lambda v: plain[type(v)](v) if type(v) in plain else v)
 
 
+def label_sets(splits: Splits, column: str, notes: list[str]) -> Splits:
+  """Lists of strings, or of integers throughout, none twice in one. Raises where labels are of several kinds."""
+  first: dict[type, str] = {}
+  for rows in splits.values():
+    for i, row in enumerate(rows):
+      for value in row[column]:
+        if type(value) not in (str, int):
+          raise _odd(rows, i, column, 'a label is a string or an integer', value)
+        first.setdefault(type(value), f'{rows.where(i)}: {value!r}')
+  if len(first) > 1:
+    seen = listing(first.values())
+    raise InputError(f'task.label: "{column}" holds strings and integers, first seen at\n{seen}\nWrite all one way.')
+  if twice := sum(len({*row[column]}) < len(row[column]) for rows in splits.values() for row in rows):
+    notes.append(f'labels: {twice} rows have one twice in "{column}", which counts once')
+  return _mapped(splits, column, lambda v: v if len({*v}) == len(v) else list(dict.fromkeys(v)))
+
+
 def scores(splits: Splits, column: str, notes: list[str]) -> Splits:
   """Floats: finite numbers, or texts that spell one (in a .csv everything is text)."""
 
@@ -71,6 +94,33 @@ def scores(splits: Splits, column: str, notes: list[str]) -> Splits:
   return _mapped(splits, column, number)
 
 
+def tags(splits: Splits, column: str, notes: list[str]) -> Splits:
+  """Lists of strings, or of integers throughout."""
+  first: dict[str, str] = {}
+  for rows in splits.values():
+    for i, row in enumerate(rows):
+      for tag in row[column]:
+        first.setdefault(type(tag).__name__, f'{rows.where(i)}: the {type(tag).__name__} {tag!r}')
+  if len(first) > 1:
+    raise InputError(
+      f'task.label: the tags of "{column}" are of several kinds, first seen at\n{listing(first.values())}\n'
+      'Write all tags one way.'
+    )
+  return splits
+
+
+def tags_fault(value: Any) -> str:
+  """What is wrong with the tags of a row, '' where nothing is: a list of strings or integers, or a text of them."""
+  if not isinstance(value, list | str):
+    return f'the {type(value).__name__} {repr(value)[:60]} is no list of tags'
+  if not value:
+    return 'the list of tags is empty'
+  for i, tag in enumerate(value if isinstance(value, list) else ()):
+    if not isinstance(tag, str | int) or isinstance(tag, bool) or tag == '':
+      return f'tag {i + 1} is the {type(tag).__name__} {repr(tag)[:40]}; a tag is a string or an integer'
+  return ''
+
+
 def conversations(splits: Splits, column: str, notes: list[str]) -> Splits:
   """Lists of turns `{'role', 'content'}`, whatever of `ftlib/data/chat.py: messages` they were written as."""
   if found := sum(isinstance(row[column][0], str) and len(row[column]) % 2 for rows in splits.values() for row in rows):
@@ -78,12 +128,24 @@ def conversations(splits: Splits, column: str, notes: list[str]) -> Splits:
   return _mapped(splits, column, chat.messages)
 
 
+def as_made(splits: Splits, column: str, notes: list[str]) -> Splits:
+  """What `Columns.row` has checked and made of labels, row by row."""
+  return splits
+
+
 CHECKS: Mapping[str, Callable[[Splits, str, list[str]], Splits]] = {
   'class': classes,
+  'labels': label_sets,
   'score': scores,
   'messages': conversations,
+  'answers': as_made,
+  'choice': as_made,
+  'tags': tags,
 }
-FAULTS: Mapping[str, Callable[[Any], str]] = {'messages': chat.fault}  # kind -> what is wrong with a value, or ''
+FAULTS: Mapping[str, Callable[[Any], str]] = {  # kind -> what is wrong with a value, or ''
+  'messages': chat.fault,
+  'tags': tags_fault,
+}
 
 
 def _mapped(splits: Splits, column: str, change: Callable[[Any], Any]) -> Splits:
@@ -94,9 +156,11 @@ def _mapped(splits: Splits, column: str, change: Callable[[Any], Any]) -> Splits
   return {name: dataclasses.replace(rows, rows=[*map(changed, rows)]) for name, rows in splits.items()}
 
 
-def _odd(rows: Rows, i: int, column: str, wanted: str) -> InputError:
-  value = rows[i][column]
+def _odd(rows: Rows, i: int, column: str, wanted: str, *value: Any) -> InputError:
+  """`value`: that of the column, unless it is given."""
+  (value,) = value or (rows[i][column],)
   return InputError(
-    f'{rows.where(i)}: "{column}" is the {type(value).__name__} {repr(value)[:60]}, but {wanted}\n'
+    f'{rows.where(i)}: "{column}" {"is" if value is rows[i][column] else "holds"} the {type(value).__name__} '
+    f'{repr(value)[:60]}, but {wanted}\n'
     'Mend the data, or name another column by --config.task.label=.'
   )

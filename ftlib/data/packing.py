@@ -43,9 +43,15 @@ def best_fit(lengths: Sequence[int], window: int) -> list[list[int]]:
 
 
 def pack(examples: Examples, window: int) -> Examples:
-  """The Examples with their documents packed into rows of `window` tokens. Raises `InputError` for rows with labels."""
-  if examples.extra or not examples.per_token:
-    raise InputError('train.packing=true is for tasks that predict tokens (lm, sft); a label belongs to a whole row')
+  """The Examples with their documents packed into rows of `window` tokens, what all have in common left as it is.
+
+  Raises `InputError` for rows with labels, and for documents that belong together.
+  """
+  labelled = not examples.per_token or any((x != x[:1]).any() for x in examples.extra.values())
+  if labelled or examples.packs is not None:
+    raise InputError(
+      'train.packing=true is for tasks that predict tokens (lm, sft, mask); a label belongs to a whole row'
+    )
   lengths = examples.tokens.lengths.tolist()
   packs = [np.array(p) for p in best_fit(lengths, window)]
   return dataclasses.replace(examples, packs=packs, window=window)

@@ -9,8 +9,10 @@ import dataclasses
 import hashlib
 import itertools
 import math
+import os
+import re
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -18,13 +20,13 @@ import numpy as np
 from ftlib.base import settings
 from ftlib.base.errors import InputError, did_you_mean, listing
 from ftlib.base.settings import setting
-from ftlib.data.labels import CHECKS, FAULTS, STRATIFIED
+from ftlib.data import augmentation, cleaning, sampling
+from ftlib.data.columns import check_there, sound, spared
+from ftlib.data.labels import CHECKS, FAULTS, PART, STRATIFIED, Columns
 from ftlib.data.sources import Rows, Source, open_source, subset
 
 Splits = dict[str, Rows]
 
-_SKIPPABLE = 0.05  # share of a split's rows; more bad ones mean that something is wrong with the data
-_MISSING = object()
 _ALL = object()  # stands for all labels together
 
 
@@ -38,15 +40,21 @@ class Config:
   keep: str = ''  # 'column=value|value', several separated by ';': only rows that meet them all
   split_seed: int = setting(0, low=0, high=2**32 - 1)  # of the split alone: the run's seed leaves it as it is
   limit: int | None = setting(None, low=1)  # at most so many training rows
+  shots: int | None = setting(None, low=1)  # or so many of each label
+  sampling: str = ''  # how often training rows are drawn: 'balanced', 'sqrt' or 'label=w,...' (ftlib/data/sampling.py)
+  clean: str = ''  # what is done with every text: 'html,urls,...' or 'all' (ftlib/data/cleaning.py)
+  deduplicate: str = setting('', choices=('', 'exact', 'normalised'))  # training rows that stand there twice go
+  augment: str = ''  # changed copies of training rows: 'swap=0.1,delete=0.1' (ftlib/data/augmentation.py)
+  copies: int = setting(1, low=1)  # of each row, by `augment`
   encoding: str = 'utf-8'
-  on_bad_row: str = setting('error', choices=('error', 'skip'))  # rows with null, missing or empty text or label
+  on_bad_row: str = setting('error', choices=('error', 'skip'))  # rows that `ftlib/data/columns.py` finds a fault in
 
 
 @dataclasses.dataclass(frozen=True)
 class Dataset:
   """Checked splits: `train`, `validation`, and `test` where there is one.
 
-  Texts are non-empty strings; labels are as `ftlib/data/labels.py` says. `fingerprint` changes with the content
+  Texts are as `ftlib/data/columns.py` says, labels as `labels.py` does. `fingerprint` changes with the content
   and with which rows stand in which split. `notes` has a line for each thing that the user should know.
   """
 
@@ -56,42 +64,58 @@ class Dataset:
   notes: list[str]
 
 
-def load(
-  cfg: Config,
-  *,
-  texts: Sequence[str],
-  label: str | None,
-  kind: str = 'class',
-  fields: Sequence[str] = ('text', 'pair', 'label'),
-  spare: Mapping[str, str] | None = None,
-) -> Dataset:
-  """The splits of `cfg.path`, of which the columns `texts` and `label` are checked row by row.
-
-  `kind` is what the labels are; by classes, rows are dealt out to splits in equal shares. `fields` and `spare` are as
-  `ftlib/data/labels.py: Columns` says.
+def load(cfg: Config, **columns: Any) -> Dataset:
+  """The splits of `cfg.path`, of which the columns are checked row by row; `columns` are the fields of
+  `ftlib/data/labels.py: Columns`. By labels that are classes, rows are dealt out to splits in equal shares.
   """
+  read = Columns(**columns)
+  if read.parts is not None:
+    return _together(cfg, read.parts)
+  texts, label, kind = read.texts, read.label, read.kind
   settings.read(Config, dataclasses.asdict(cfg), where='data')
   ratios, conditions = _ratios(cfg.split), _conditions(cfg.keep)
   source = open_source(cfg.path, encoding=cfg.encoding)
   notes: list[str] = []
-  splits = _spared(_used(source, cfg, notes), spare or {}, notes)
-  *of_texts, of_label = (f'task.{field}' for field in fields)
-  needed = [*zip(of_texts, texts), (of_label, label), ('data.group', cfg.group)]
-  needed = [(field, column) for field, column in needed if column]
-  _check_columns(splits, needed + [('data.keep', column) for column in conditions])
+  splits = spared(_used(source, cfg, notes), read.spare or {}, notes)
+  check_there(splits, read, [('data.group', cfg.group), *(('data.keep', column) for column in conditions)])
   splits = _labelled(_kept(splits, conditions, notes), label, notes)
-  faulty = FAULTS.get(kind) if label else None
-  splits = {name: _sound(rows, needed, cfg, notes, faulty and (label, faulty)) for name, rows in splits.items()}
-  _check_types(splits, [(field, column) for field, column in needed if field != of_label])
+  splits = cleaning.cleaned(splits, _changeable(read, cfg), cfg.clean, notes)
+  skip = cfg.on_bad_row == 'skip'
+  splits = sound(splits, read, FAULTS.get(kind), group=cfg.group, skip=skip, notes=notes)
   splits = CHECKS[kind](splits, label, notes) if label else splits
   strata = label if kind in STRATIFIED else None
   splits = _arranged(splits, ratios, strata, cfg, notes)
-  splits['train'] = _limited(splits['train'], strata, cfg, notes)
+  splits = cleaning.deduplicated(splits, texts or [label], label if texts else None, cfg.deduplicate, notes)
+  splits['train'] = _few(_limited(splits['train'], strata, cfg, notes), read, cfg, notes)
   _note_duplicates(splits, texts or [label], notes)
+  splits['train'] = augmentation.augmented(
+    splits['train'], _changeable(read, cfg), cfg.augment, cfg.copies, cfg.split_seed, notes
+  )
   standing = hashlib.sha256(source.fingerprint.encode())
   for name, rows in splits.items():
     standing.update(name.encode() + np.asarray(rows.at, np.int64).tobytes())
   return Dataset(splits, source.labels, standing.hexdigest(), notes)
+
+
+def _together(cfg: Config, parts: Mapping[str, tuple[str, Columns]]) -> Dataset:
+  """The splits of several sources, each read by itself, one behind another; the row numbers of errors are of these."""
+  if not parts:
+    raise InputError("task.parts names none; write --config.task.parts='NAME=TASK,FIELD=VALUE; NAME=TASK'")
+  found, standing = {}, hashlib.sha256()
+  for name, (path, columns) in parts.items():
+    whole = path if re.match(r'\w\w+:', path) else os.path.join(cfg.path, path)
+    try:
+      found[name] = load(dataclasses.replace(cfg, path=whole), **columns._asdict())
+    except InputError as e:
+      raise InputError(f'part {name} of task.parts: {e}') from e
+    standing.update(f'{name} {found[name].fingerprint}\n'.encode())
+  splits = {}
+  for split in ('train', 'validation', 'test'):
+    rows = [{**row, PART: name} for name, part in found.items() for row in part.splits.get(split, ())]
+    if rows:
+      splits[split] = Rows(rows, split, f'{cfg.path} ({", ".join(found)}): {split}', range(1, len(rows) + 1), ' row ')
+  notes = [f'{name}: {note}' for name, part in found.items() for note in part.notes]
+  return Dataset(splits, {}, standing.hexdigest(), notes)
 
 
 def label_values(rows: Rows, column: str) -> list:
@@ -142,29 +166,6 @@ def _used(source: Source, cfg: Config, notes: list[str]) -> Splits:
   return used
 
 
-def _spared(splits: Splits, spare: Mapping[str, str], notes: list[str]) -> Splits:
-  """A column that a split lacks, from another that may be a list of texts, of which the first is taken."""
-  out = dict(splits)
-  for column, other in spare.items():
-    for name, rows in out.items():
-      if column not in rows.columns and other in rows.columns:
-        first = lambda v: v[0] if isinstance(v, list) and v else v  # noqa: E731
-        found = [{**row, column: first(row[other])} if other in row else row for row in rows]
-        out[name] = dataclasses.replace(rows, rows=found)
-        notes.append(f'{rows.file}: "{column}" is the first of each row\'s "{other}"')
-  return out
-
-
-def _check_columns(splits: Splits, needed: Sequence[tuple[str, str]]) -> None:
-  for field, column in needed:
-    for rows in splits.values():
-      if column and column not in rows.columns:
-        raise InputError(
-          f'{field}: {rows.file} has no column "{column}"{did_you_mean(column, rows.columns)}\n'
-          f'Its columns:\n{listing(rows.columns)}\nSet --config.{field}= to one of them.'
-        )
-
-
 # --- which rows remain
 
 
@@ -203,66 +204,6 @@ def _labelled(splits: Splits, label: str | None, notes: list[str]) -> Splits:
     return splits
   notes.append(f'test: left out, since none of its {len(splits["test"])} rows has a label')
   return {name: rows for name, rows in splits.items() if name != 'test'}
-
-
-def _sound(
-  rows: Rows,
-  needed: Sequence[tuple[str, str]],
-  cfg: Config,
-  notes: list[str],
-  faulty: tuple[str, Callable[[Any], str]] | None,
-) -> Rows:
-  """The rows in which no needed column is null, missing, NaN or empty, and in whose column of `faulty` there is nothing
-  that its function names; others stop the run, or are counted."""
-  columns = [column for _, column in needed]
-
-  def judge(row: Mapping[str, Any]) -> str:
-    if (fault := _absence(row, columns)) or not faulty:
-      return fault
-    column, of_value = faulty
-    return f'"{column}": {fault}' if (fault := of_value(row[column])) else ''
-
-  faults = {i: fault for i, row in enumerate(rows) if (fault := judge(row))}
-  if not faults:
-    return rows
-  first = listing((f'{rows.where(i)}: {fault}' for i, fault in faults.items()), limit=5)
-  if cfg.on_bad_row == 'error':
-    raise InputError(
-      f'{rows.file}: {len(faults)} of {len(rows)} rows cannot be used:\n{first}\n'
-      'Mend them, or leave them out with --config.data.on_bad_row=skip.'
-    )
-  if len(faults) > _SKIPPABLE * len(rows):
-    raise InputError(
-      f'{rows.file}: {len(faults)} of {len(rows)} rows cannot be used, more than the {_SKIPPABLE:.0%} that '
-      f'data.on_bad_row=skip passes over:\n{first}\nMend the data.'
-    )
-  notes.append(f'{rows.file}: {len(faults)} of {len(rows)} rows skipped, the first {first.split(chr(10))[0].strip()}')
-  return subset(rows, [i for i in range(len(rows)) if i not in faults])
-
-
-def _absence(row: Mapping[str, Any], columns: Sequence[str]) -> str:
-  for column in columns:
-    value = row.get(column, _MISSING)
-    if value is _MISSING or value is None:
-      return f'"{column}" is {"null" if value is None else "missing"}'
-    if isinstance(value, str) and (not value or value.isspace()):
-      return f'"{column}" is empty'
-    if isinstance(value, float) and math.isnan(value):
-      return f'"{column}" is NaN'
-  return ''
-
-
-def _check_types(splits: Splits, needed: Sequence[tuple[str, str]]) -> None:
-  for field, column in needed:
-    kinds, words = ((str, int), 'a group') if field == 'data.group' else ((str,), 'a text')
-    for rows in splits.values():
-      for i, row in enumerate(rows):
-        if not isinstance(row[column], kinds):
-          raise InputError(
-            f'{rows.where(i)}: "{column}" is the {type(row[column]).__name__} {repr(row[column])[:60]}, but {words} is '
-            f'a string{" or an integer" * (len(kinds) > 1)}\n'
-            f'Mend the data, or name another column by --config.{field}=.'
-          )
 
 
 # --- which split a row stands in
@@ -390,6 +331,33 @@ def _limited(train: Rows, label: str | None, cfg: Config, notes: list[str]) -> R
         taken.discard(i)
         left[labels[i]] -= 1
   return subset(train, sorted(taken))
+
+
+def _few(train: Rows, read: Columns, cfg: Config, notes: list[str]) -> Rows:
+  """`cfg.shots` rows of each label."""
+  if cfg.shots is None:
+    return train
+  if cfg.limit is not None:
+    raise InputError(f'data.shots={cfg.shots} and data.limit={cfg.limit} both say how many rows are taken; set one')
+  if not read.label or read.kind not in ('class', 'labels'):
+    raise InputError(f'data.shots={cfg.shots} is for tasks whose rows have labels; data.limit takes any rows')
+  taken = sampling.few([row[read.label] for row in train], cfg.shots, cfg.split_seed)
+  notes.append(f'train: {len(taken)} of {len(train)} rows taken, {cfg.shots} of each label (data.shots)')
+  return subset(train, taken)
+
+
+def _changeable(read: Columns, cfg: Config) -> list[str]:
+  """The columns whose texts may be changed. Raises `InputError` where labels point into them, or texts are answers."""
+  if read.label and read.kind not in ('class', 'labels', 'score'):
+    for field in ('clean', 'augment'):
+      if getattr(cfg, field):
+        raise InputError(
+          f'data.{field}={getattr(cfg, field)} is for texts with a class, labels or a score; here labels point into '
+          f'the texts, or are texts themselves\nClean the file instead, and set --config.data.{field}= to nothing.'
+        )
+  if cfg.augment and not read.label:
+    raise InputError(f'data.augment={cfg.augment} is for texts with a class, labels or a score, and here are no labels')
+  return [c for c in read.texts if (read.kinds or {}).get(c, 'text') in ('text', 'optional')]
 
 
 def _note_duplicates(splits: Splits, texts: Sequence[str], notes: list[str]) -> None:

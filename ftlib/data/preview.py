@@ -17,6 +17,7 @@ def pieces(examples: Examples, tokenizer: Any, i: int) -> list[Piece]:
   start, stop = int(examples.tokens.offsets[i]), int(examples.tokens.offsets[i + 1])
   ids = examples.tokens.ids[start:stop].tolist()
   weights = examples.per_token['weights'][start:stop]
+  ahead = 0 if 'words' in examples.per_token else 1  # of a masked token its own weight says it, else the one before's
   decode = lambda part: tokenizer.decode(part, clean_up_tokenization_spaces=False)  # noqa: E731
   out: list[Piece] = []
   whole = 0  # tokens whose text is out
@@ -24,7 +25,7 @@ def pieces(examples: Examples, tokenizer: Any, i: int) -> list[Piece]:
     since = max(0, whole - _BACK)
     before, now = decode(ids[since:whole]), decode(ids[since : k + 1])
     unfinished = now.endswith('\N{REPLACEMENT CHARACTER}') and k - whole < _BACK and k + 1 < len(ids)
-    out.append(('' if unfinished else now[len(before) :], bool(k and weights[k - 1] > 0)))
+    out.append(('' if unfinished else now[len(before) :], bool(k >= ahead and weights[k - ahead] > 0)))
     whole = whole if unfinished else k + 1
   return out
 

@@ -28,7 +28,7 @@ import json
 import lzma
 import os
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -234,17 +234,21 @@ def _jsonl(text: str, file: str) -> _Parsed:
   rows, at = [], array.array('q')
   lines = text.split('\n')  # not splitlines: a text may hold U+2028 and its like
   for number, line in enumerate(lines, 1):
-    if not line or line.isspace():
-      continue
-    try:
-      row = _JSON.decode(line)
-    except (ValueError, RecursionError) as e:
-      raise _not_json(e, f'{file}:{number}', last=number == len(lines)) from e
-    if type(row) is not dict or _SUSPECT.search(line):
-      _check_row(row, f'{file}:{number}')
-    rows.append(row)
-    at.append(number)
+    if line and not line.isspace():
+      rows.append(json_row(line, f'{file}:{number}', last=number == len(lines)))
+      at.append(number)
   return rows, at
+
+
+def json_row(line: str, where: str, *, last: bool) -> dict[str, Any]:
+  """The object of a line. Raises `InputError`; `last`: nothing follows, so that it may be cut off."""
+  try:
+    row = _JSON.decode(line)
+  except (ValueError, RecursionError) as e:
+    raise _not_json(e, where, last=last) from e
+  if type(row) is not dict or _SUSPECT.search(line):
+    _check_row(row, where)
+  return row
 
 
 def _json(text: str, file: str) -> _Parsed:
@@ -287,10 +291,19 @@ def _unusable(value: Any) -> str:
 
 
 def _table(text: str, file: str, *, separator: str) -> _Parsed:
-  rows, at, header = [], array.array('q'), []
+  rows, at = [], array.array('q')
+  for line, row in table_rows(io.StringIO(text, newline=''), file, separator):
+    rows.append(row)
+    at.append(line)
+  return rows, at
+
+
+def table_rows(lines: Iterable[str], file: str, separator: str) -> Iterator[tuple[int, dict[str, str]]]:
+  """(the line on which it begins, the row) of each record below the header. Raises `InputError`."""
+  header: list[str] = []
   line = 1  # where the record that is being read begins
-  former = csv.field_size_limit(len(text) + 1)  # a long text is no fault
-  reader = csv.reader(io.StringIO(text, newline=''), delimiter=separator, strict=True)
+  former = csv.field_size_limit(2**31 - 1)  # a long text is no fault
+  reader = csv.reader(lines, delimiter=separator, strict=True)
   try:
     for record in reader:
       if not header:
@@ -304,8 +317,7 @@ def _table(text: str, file: str, *, separator: str) -> _Parsed:
           )
         if separator == '\t' and reader.line_num > line and any('\t' in f and '\n' in f for f in record):
           raise csv.Error('it holds tabs and line breaks')  # a quote that was meant as a character swallowed rows
-        rows.append(dict(zip(header, record)))
-        at.append(line)
+        yield line, dict(zip(header, record))
       line = reader.line_num + 1
   except csv.Error as e:
     raise InputError(
@@ -314,7 +326,6 @@ def _table(text: str, file: str, *, separator: str) -> _Parsed:
     ) from e
   finally:
     csv.field_size_limit(former)
-  return rows, at
 
 
 def _check_header(names: Sequence[str], where: str, separator: str = '') -> None:

@@ -16,7 +16,8 @@ def evaluate(
 ) -> tuple[dict[str, float], dict[str, np.ndarray]]:
   """(means of the objective's sums, predictions [rows, ...] in the split's order).
 
-  `batches` gives (row numbers, Batch); rows of a batch beyond its row numbers are padding.
+  `batches` gives (row numbers, Batch); rows of a batch beyond its row numbers are padding. Predictions for each token
+  are as wide as the widest batch, with zeros behind the tokens of narrower ones.
   """
   totals: dict[str, np.ndarray] = {}
   arrays: dict[str, np.ndarray] = {}
@@ -28,7 +29,9 @@ def evaluate(
     for name, values in jax.device_get(predictions).items():
       if name not in arrays:
         arrays[name] = np.zeros((rows, *values.shape[1:]), values.dtype)
-      arrays[name][numbers] = values[: len(numbers)]
+      if values.ndim > 1 and (more := values.shape[1] - arrays[name].shape[1]) > 0:
+        arrays[name] = np.pad(arrays[name], [(0, 0), (0, more)] + [(0, 0)] * (values.ndim - 2))
+      arrays[name][(numbers, *map(slice, values.shape[1:2]))] = values[: len(numbers)]
 
   for numbers, batch in batches:
     out = eval_step(batch)

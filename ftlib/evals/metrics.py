@@ -20,10 +20,16 @@ REGRESSION = {'pearson': True, 'spearman': True, 'mse': False, 'mae': False}
 _SHARES = ('precision', 'recall', 'f1')
 
 
-def classification(labels_N: np.ndarray, probabilities_NC: np.ndarray, *, names: Sequence[str]) -> dict:
+def classification(
+  labels_N: np.ndarray,
+  probabilities_NC: np.ndarray,
+  *,
+  names: Sequence[str],
+  predictions_N: np.ndarray | None = None,
+) -> dict:
   """All metrics of one evaluated split as a JSON-ready dict.
 
-  The prediction is the most probable class, the first of equals.
+  The prediction is the most probable class, the first of equals, unless `predictions_N`, integers in [0, C), says it.
 
   Scalars: `accuracy`; `precision`, `recall` and `f1`, each `_macro` (plain mean over all C classes, so a class
   that never occurs and is never predicted counts as 0) and `_micro`; `f1_weighted` (by support); `mcc` in [-1, 1],
@@ -47,7 +53,7 @@ def classification(labels_N: np.ndarray, probabilities_NC: np.ndarray, *, names:
 
   names = [str(name) for name in names]
   labels_N, probabilities_NC = _checked(labels_N, probabilities_NC, names)
-  predictions_N = probabilities_NC.argmax(axis=1)
+  predictions_N = probabilities_NC.argmax(axis=1) if predictions_N is None else np.asarray(predictions_N)
   classes = list(range(len(names)))
 
   def scores(average: str | None) -> tuple:

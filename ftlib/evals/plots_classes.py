@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import numpy as np
 
+from ftlib.evals import calibration as calibrations
 from ftlib.evals import plots
 from ftlib.evals import report_format as fmt
-from ftlib.evals.plots import BLUE, CYCLE, FAINT, INK, RUST, SKY, Chart
+from ftlib.evals.plots import BLUE, CYCLE, FAINT, INK, RUST, SKY, TEAL, Chart
 from ftlib.evals.report_data import Judged
 
 FEW = 6  # classes that get a line or a roomy cell each; beyond, the eye needs a summary
@@ -157,31 +158,49 @@ def _curves(judged, classes, curve, *, slug, title, steps, xlabel, ylabel, legen
   return Chart(title, plots.render(slug, paint, size=LARGE), alt, note)
 
 
-def calibration(judged: Judged, *, slug: str) -> Chart:
-  """Accuracy over confidence in ten bins, with the expected calibration error (Guo et al. 2017, eq. 3)."""
-  edges, count_B, right_B, sum_B = _bins(judged)
-  some_B = count_B > 0
-  mean_B, accuracy_B = sum_B[some_B] / count_B[some_B], right_B[some_B] / count_B[some_B]
-  ece = float(np.sum(count_B[some_B] * np.abs(accuracy_B - mean_B)) / count_B.sum())
+def calibration(judged: Judged, *, slug: str, temperature: float | None = None) -> Chart:
+  """Accuracy over confidence in bins of equal width, with the expected calibration error (Guo et al. 2017, eq. 3); and
+  the same of probabilities at a temperature."""
+  found = [_calibrated(judged.labels_N, judged.probabilities_NC)]
+  if temperature is not None:
+    found.append(_calibrated(judged.labels_N, calibrations.scaled(judged.probabilities_NC, temperature)))
+  names, low = ('model', f'T = {temperature or 1:.3g}'), 0.5 if judged.probabilities_NC.shape[1] == 2 else 0.0
 
   def paint(figure):
     axes = figure.subplots()
-    axes.plot([edges[0], 1], [edges[0], 1], color=FAINT, linewidth=1, linestyle=DASHED)
-    axes.vlines(mean_B, np.minimum(mean_B, accuracy_B), np.maximum(mean_B, accuracy_B), color=RUST, linewidth=2)
-    axes.plot(mean_B, accuracy_B, color=BLUE, marker='o', markersize=5.5, linewidth=1.4)
-    axes.set(xlabel=CONFIDENCE, ylabel='accuracy', xlim=(edges[0] - 0.01, 1.01), ylim=(-0.03, 1.03))
+    axes.plot([low, 1], [low, 1], color=FAINT, linewidth=1, linestyle=DASHED)
+    for (mean_B, accuracy_B, _), color, name in zip(found, (BLUE, TEAL), names):
+      if len(found) == 1:
+        axes.vlines(mean_B, np.minimum(mean_B, accuracy_B), np.maximum(mean_B, accuracy_B), color=RUST, linewidth=2)
+      axes.plot(mean_B, accuracy_B, color=color, marker='o', markersize=5, linewidth=1.4, label=name)
+    axes.set(xlabel=CONFIDENCE, ylabel='accuracy', xlim=(low - 0.01, 1.01), ylim=(-0.03, 1.03))
+    if len(found) > 1:
+      axes.legend(loc='upper left')
 
+  errors = [error for _, _, error in found]
   alt = (
     f'Accuracy over confidence: mean confidence {judged.confidence_N.mean():.3f},'
-    f' accuracy {judged.correct_N.mean():.3f}, expected calibration error {ece:.3f} over ten bins.'
+    f' accuracy {judged.correct_N.mean():.3f}, expected calibration error {errors[0]:.3f} over'
+    f' {calibrations.BINS} bins.'
   )
-  note = f'Expected calibration error {ece:.3f}. Below the dashed line the model is too sure, above not sure enough.'
+  after = f', at T = {temperature:.3g} {errors[1]:.3f}' if len(errors) > 1 else ''
+  note = (
+    f'Expected calibration error {errors[0]:.3f}{after}. Below the dashed line the model is too sure, above not sure '
+    'enough.'
+  )
   return Chart('Calibration', plots.render(f'{slug}-calibration', paint, size=LARGE), alt, note)
+
+
+def _calibrated(labels_N: np.ndarray, probabilities_NC: np.ndarray) -> tuple[np.ndarray, np.ndarray, float]:
+  """(mean confidence, accuracy) of the bins that hold examples, and the calibration error."""
+  bins = calibrations.bins(probabilities_NC.max(1), probabilities_NC.argmax(1) == labels_N)
+  some = bins.count > 0
+  return bins.confidence[some] / bins.count[some], bins.right[some] / bins.count[some], bins.error
 
 
 def confidence(judged: Judged, *, slug: str) -> Chart:
   """How many predictions are made with which confidence, right ones and wrong ones stacked."""
-  edges, count_B, right_B, _ = _bins(judged)
+  edges, count_B, right_B = _bins(judged)
 
   def paint(figure):
     axes = figure.subplots()
@@ -197,11 +216,10 @@ def confidence(judged: Judged, *, slug: str) -> Chart:
   return Chart('Confidence', plots.render(f'{slug}-confidence', paint, size=LARGE), f'Histogram. {said}', said)
 
 
-def _bins(judged: Judged) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-  """Edges [11] of ten bins of confidence, and in each bin: examples, right ones, sum of confidence."""
-  confidence_N = judged.confidence_N
+def _bins(judged: Judged) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+  """Edges [11] of ten bins of confidence, and in each bin: examples, right ones."""
   # The winner of two classes has at least one half: bins below would always be empty.
   edges = np.linspace(0.5 if judged.probabilities_NC.shape[1] == 2 else 0.0, 1, 11)
-  bin_N = np.clip(np.digitize(confidence_N, edges) - 1, 0, 9)
-  count, right, total = (np.bincount(bin_N, w, minlength=10) for w in (None, judged.correct_N, confidence_N))
-  return edges, count, right, total
+  bin_N = np.clip(np.digitize(judged.confidence_N, edges) - 1, 0, 9)
+  count, right = (np.bincount(bin_N, w, minlength=10) for w in (None, judged.correct_N))
+  return edges, count, right

@@ -27,6 +27,12 @@ _LABELS = {
   'f1_macro': 'F1 (macro)',
   'f1_micro': 'F1 (micro)',
   'f1_weighted': 'F1 (weighted)',
+  'precision_samples': 'Precision (rows)',
+  'recall_samples': 'Recall (rows)',
+  'f1_samples': 'F1 (rows)',
+  'subset_accuracy': 'Subset accuracy',
+  'hamming_loss': 'Hamming loss',
+  'lrap': 'Label ranking AP',
   'mcc': 'Matthews correlation',
   'roc_auc': 'ROC AUC',
   'average_precision': 'Average precision',
@@ -44,6 +50,9 @@ _LABELS = {
   'rouge1': 'ROUGE-1',
   'rouge2': 'ROUGE-2',
   'rougeL': 'ROUGE-L',
+  'f1_undirected': 'F1 (macro, either direction)',
+  'token_accuracy': 'Token accuracy',
+  'illegal_tags': 'Illegal tags',
 }
 
 
@@ -97,7 +106,8 @@ class Split:
   """One evaluated split: `eval/<name>.json` and `eval/<name>_predictions.jsonl`.
 
   `rows` are all predictions, whatever the task; `judged` is None without those of a classifier, `scored` without those
-  of a regression. `losses` are a language model's, one a row; `margins` those by which chosen answers are ahead.
+  of a regression. `losses` are a language model's, one a row; `margins` those by which chosen answers are ahead. `more`
+  is all of eval/<name>.json, `attribution` the rows of `eval/<name>_attribution.jsonl`.
   """
 
   name: str
@@ -110,6 +120,8 @@ class Split:
   scored: Scored | None
   losses: Valued | None
   margins: Valued | None
+  more: dict = dataclasses.field(default_factory=dict)
+  attribution: list[dict] = dataclasses.field(default_factory=list)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -239,7 +251,9 @@ def _history(rows: Iterator[dict]) -> dict[str, list[dict]]:
 def _splits(folder: pathlib.Path, notes: list[str]) -> list[Split]:
   """The test split first, as the number that nobody tuned on; then validation, then the others by name."""
   suffix = '_predictions.jsonl'
-  names = {p.stem for p in folder.glob('*.json')} | {p.name.removesuffix(suffix) for p in folder.glob(f'*{suffix}')}
+  names = {p.stem for p in folder.glob('*.json')} - {'temperature'}  # which is of no split
+  for ending in (suffix, '_attribution.jsonl'):
+    names |= {p.name.removesuffix(ending) for p in folder.glob(f'*{ending}')}
   order = {'test': 0, 'validation': 1}
   return [_split(folder, name, suffix, notes) for name in sorted(names, key=lambda n: (order.get(n, 2), n))]
 
@@ -265,6 +279,8 @@ def _split(folder: pathlib.Path, name: str, suffix: str, notes: list[str]) -> Sp
     scored=None if classes else _scored(rows),
     losses=None if classes else _valued(rows, 'loss'),
     margins=None if classes else _valued(rows, 'margin'),
+    more=record,
+    attribution=list(_rows(folder / f'{name}_attribution.jsonl', notes)),
   )
 
 

@@ -213,6 +213,11 @@ no-repeat,linear-gradient(var(--line),var(--line)) left bottom/100% 3px no-repea
 .sides dt,.sample .id{color:var(--soft);font-size:.8rem}
 .sides dd{margin:2px 0 0;white-space:pre-wrap;overflow-wrap:anywhere;font-size:.9rem;line-height:1.45}
 mark{background:#cfe6d8;color:inherit;border-radius:2px;-webkit-print-color-adjust:exact;print-color-adjust:exact}
+mark.missed{background:#f6d9c9}
+mark.spurious{background:#f4e6ae}
+mark.partly{background:#ddd8f2}
+.tokens{white-space:pre-wrap;overflow-wrap:anywhere;margin:0 0 20px;line-height:1.9}
+.tokens span{border-radius:3px;padding:2px 0;-webkit-print-color-adjust:exact;print-color-adjust:exact}
 .wrong{color:var(--rust);font-weight:600}
 .right{color:var(--good);font-weight:600}
 .counts td,.counts th{padding:3px 6px;font-size:.78rem;text-align:right}

@@ -9,7 +9,16 @@ from collections.abc import Iterable, Mapping
 
 import numpy as np
 
-from ftlib.evals import metrics, plots_classes, plots_scores, plots_text, report_text
+from ftlib.evals import (
+  metrics,
+  plots_classes,
+  plots_scores,
+  plots_text,
+  report_more,
+  report_spans,
+  report_tags,
+  report_text,
+)
 from ftlib.evals import report_format as fmt
 from ftlib.evals.report_data import Judged, Scored, Split, label, number
 from ftlib.evals.report_page import (
@@ -34,6 +43,8 @@ def render(split: Split, *, slug: str) -> str:
   """The section as HTML; `slug` sets its ids apart from other splits'."""
   facts = [f'{fmt.integer(split.n)} examples' if split.n else '']
   facts.append(f'checkpoint of step {split.checkpoint}' if split.checkpoint is not None else '')
+  if long := number(split.more.get('truncated')):
+    facts.append(f'{fmt.integer(long)} longer than the model reads at once')
   confusion_CC = confusion(split)
   C = len(split.classes)
   many = C > plots_classes.FEW
@@ -59,10 +70,16 @@ def render(split: Split, *, slug: str) -> str:
       *_charts(split, slug),
     ),
     counts,
-    _examples(split) if split.judged else _worst(split.scored) if split.scored else report_text.rows(split),
+    report_more.blocks(split),
+    report_spans.examples(split) or report_tags.examples(split) or _rows(split),
     anchor=f'{slug}-results',
     lead=', '.join(fact for fact in facts if fact),
   )
+
+
+def _rows(split: Split) -> str:
+  """Examples of whatever there is."""
+  return _examples(split) if split.judged else _worst(split.scored) if split.scored else report_text.rows(split)
 
 
 def scalars(split: Split) -> dict[str, float]:
@@ -76,7 +93,9 @@ def named(split: Split, key: str) -> str:
 
 
 def interval(split: Split, key: str, value: float) -> str:
-  """In words, the interval of a share of the examples; '' for any other metric, as a share of tokens."""
+  """In words, the stored interval, or that of a share of the examples; '' for any other metric, as one of tokens."""
+  if (stored := report_more.bounds(split, key)) is not None:
+    return fmt.bounds(*stored, level=report_more.level(split))
   return fmt.interval(value, split.n) if key == 'accuracy' and not split.losses else ''
 
 
@@ -101,12 +120,17 @@ def _charts(split: Split, slug: str) -> list[str]:
     return [figure(plots_text.losses(split.losses, slug=slug))]
   if split.judged is None:
     return []
+  of_classes = () if report_spans.has_options(split) else (plots_classes.roc, plots_classes.precision_recall)
   return [
-    figure(plots_classes.roc(split.judged, split.classes, slug=slug)),
-    figure(plots_classes.precision_recall(split.judged, split.classes, slug=slug)),
-    figure(plots_classes.calibration(split.judged, slug=slug)),
+    *(figure(chart(split.judged, split.classes, slug=slug)) for chart in of_classes),
+    figure(plots_classes.calibration(split.judged, slug=slug, temperature=_temperature(split))),
     figure(plots_classes.confidence(split.judged, slug=slug)),
   ]
+
+
+def _temperature(split: Split) -> float | None:
+  found = split.more.get('calibrated')
+  return number(found.get('temperature')) if isinstance(found, Mapping) else None
 
 
 def _metric_table(split: Split) -> str:
@@ -144,8 +168,11 @@ def _class_table(split: Split) -> str:
       f1, *shares = (number(one.get(key)) for key in ('f1', 'precision', 'recall', 'roc_auc'))
       cells = ['–' if share is None else f'{share:.3f}' for share in shares]
       cells.append('–' if support is None else fmt.integer(support))
+      if (threshold := number(one.get('threshold'))) is not None:  # of several labels a row, each has its own
+        cells.append(f'{threshold:.3f}')
       rows.append((word(name), '–' if f1 is None else bar(f1), *cells))
-  return table(('Class', 'F1', 'Precision', 'Recall', 'ROC AUC', 'Support'), rows)
+  head = ('Class', 'F1', 'Precision', 'Recall', 'ROC AUC', 'Support', 'Threshold')
+  return table(head[: max(map(len, rows), default=6)], rows)
 
 
 def _mixed_up(confusion_CC: np.ndarray, classes: list[str]) -> str:

@@ -1,26 +1,29 @@
 """Measures of generated texts: against references, and of the texts by themselves.
 
-A task names groups of them (`GROUPS`), each of which gives one or several scalars. BLEU and chrF are from 0 to 100, as
-sacrebleu and the literature have them; all other scores are shares from 0 to 1.
+A task names groups of them (`GROUPS`), each of which gives one or several scalars. BLEU, chrF and TER are from 0 to 100
+(TER and more), as sacrebleu and the literature have them; all other scores are shares from 0 to 1. Chinese has no
+spaces between words: for it there are groups that go by characters (`_zh`), chrF does so anyway, and where `distinct`,
+`repetition` and `length` count words, a Chinese character is one.
 
 Shapes: N texts; each has one reference or several.
 """
 
 from __future__ import annotations
 
-import collections
 import math
 import re
-import string
 from collections.abc import Callable, Sequence
 from decimal import Decimal, InvalidOperation
+from typing import Any
 
 from ftlib.base.errors import InputError, did_you_mean
+from ftlib.evals import span_metrics
 
 Scores = dict[str, float]
 _NUMBER = re.compile(r'-?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?|-?\.\d+')
-_ARTICLES = re.compile(r'\b(a|an|the)\b')
-_PUNCTUATION = str.maketrans('', '', string.punctuation)
+_HAN = '\u3007\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff'
+_WORDS = re.compile(f'[{_HAN}]|[^\\s{_HAN}]+')
+_LETTERS = re.compile(f'[{_HAN}]|[^\\W_{_HAN}]+')
 _REPEATED = 4  # words of the n-grams that `repetition` counts
 
 
@@ -31,6 +34,29 @@ def bleu(texts: Sequence[str], references: Sequence[Sequence[str]]) -> Scores:
   return {'bleu': sacrebleu.corpus_bleu(list(texts), _streams(references)).score}
 
 
+def bleu_zh(texts: Sequence[str], references: Sequence[Sequence[str]]) -> Scores:
+  """BLEU of a corpus in Chinese, by characters and the words between them (sacrebleu's tokenizer `zh`), 0 to 100."""
+  import sacrebleu
+
+  return {'bleu_zh': sacrebleu.corpus_bleu(list(texts), _streams(references), tokenize='zh').score}
+
+
+def ter(texts: Sequence[str], references: Sequence[Sequence[str]]) -> Scores:
+  """Translation edit rate of the corpus (Snover et al. 2006) by sacrebleu's defaults: insertions, deletions, words put
+  in others' place and shifts of stretches, over the words of the references, in percent; 0 is best."""
+  import sacrebleu
+
+  return {'ter': sacrebleu.corpus_ter(list(texts), _streams(references)).score}
+
+
+def ter_zh(texts: Sequence[str], references: Sequence[Sequence[str]]) -> Scores:
+  """`ter` by Chinese characters (sacrebleu's `normalized` and `asian_support`)."""
+  import sacrebleu
+
+  found = sacrebleu.corpus_ter(list(texts), _streams(references), normalized=True, asian_support=True)
+  return {'ter_zh': found.score}
+
+
 def chrf(texts: Sequence[str], references: Sequence[Sequence[str]]) -> Scores:
   """chrF of the corpus (Popović 2015) by sacrebleu's defaults, 0 to 100."""
   import sacrebleu
@@ -39,11 +65,28 @@ def chrf(texts: Sequence[str], references: Sequence[Sequence[str]]) -> Scores:
 
 
 def rouge(texts: Sequence[str], references: Sequence[Sequence[str]]) -> Scores:
-  """Mean F1 of ROUGE-1, -2 and -L (Lin 2004) with stemming, the best of several references."""
+  """Mean F1 of ROUGE-1, -2 and -L (Lin 2004) of English words, with stemming, the best of several references."""
+  return _rouge(texts, references, use_stemmer=True)
+
+
+def rouge_zh(texts: Sequence[str], references: Sequence[Sequence[str]]) -> Scores:
+  """Mean F1 of ROUGE-1, -2 and -L by Chinese characters and words of other scripts in lower case, without
+  punctuation."""
+  return {f'{n}_zh': x for n, x in _rouge(texts, references, tokenizer=_Characters()).items()}
+
+
+class _Characters:
+  """What rouge_score asks for tokens."""
+
+  def tokenize(self, text: str) -> list[str]:
+    return _LETTERS.findall(text.lower())
+
+
+def _rouge(texts: Sequence[str], references: Sequence[Sequence[str]], **options: Any) -> Scores:
   from rouge_score import rouge_scorer
 
   names = ('rouge1', 'rouge2', 'rougeL')
-  scorer = rouge_scorer.RougeScorer(names, use_stemmer=True)
+  scorer = rouge_scorer.RougeScorer(names, **options)
   found = [scorer.score_multi(list(r), t) for t, r in zip(texts, references, strict=True)]
   return {n: _mean([f[n].fmeasure for f in found]) for n in names}
 
@@ -77,18 +120,16 @@ def extracted(text: str) -> Decimal | None:
 
 
 def f1(texts: Sequence[str], references: Sequence[Sequence[str]]) -> Scores:
-  """Mean F1 of the words that text and reference share, the best of several references, as SQuAD counts them
-  (Rajpurkar et al. 2016: lower case, without punctuation and articles)."""
-  pairs = zip(texts, references, strict=True)
-  return {'token_f1': _mean([max(_overlap(t, r) for r in rs) for t, rs in pairs])}
+  """Short answers as SQuAD judges them (Rajpurkar et al. 2016: lower case, without punctuation and articles), the best
+  of several references: the share that is one, and the mean F1 of the words that both share."""
+  exact_N, f1_N = span_metrics.scores(texts, references, empty=True)
+  return {'answer_match': float(exact_N.mean()), 'token_f1': float(f1_N.mean())}
 
 
-def _overlap(text: str, reference: str) -> float:
-  a, b = ([*_ARTICLES.sub(' ', t.lower().translate(_PUNCTUATION)).split()] for t in (text, reference))
-  if not a or not b:
-    return float(a == b)
-  shared = sum((collections.Counter(a) & collections.Counter(b)).values())
-  return 2 * shared / (len(a) + len(b))
+def f1_zh(texts: Sequence[str], references: Sequence[Sequence[str]]) -> Scores:
+  """`f1` of answers in Chinese, by characters, as CMRC 2018 judges them (Cui et al. 2019)."""
+  exact_N, f1_N = span_metrics.scores(texts, references, language='zh', empty=True)
+  return {'answer_match_zh': float(exact_N.mean()), 'token_f1_zh': float(f1_N.mean())}
 
 
 def distinct(texts: Sequence[str], references: Sequence[Sequence[str]]) -> Scores:
@@ -104,8 +145,8 @@ def repetition(texts: Sequence[str], references: Sequence[Sequence[str]]) -> Sco
 
 def length(texts: Sequence[str], references: Sequence[Sequence[str]]) -> Scores:
   """Words of a text: mean, shortest, longest, the ratio to those of the first reference; the share of empty texts."""
-  own = [len(t.split()) for t in texts]
-  theirs = sum(len(r[0].split()) for r in references if r)
+  own = [len(_WORDS.findall(t)) for t in texts]
+  theirs = sum(len(_WORDS.findall(r[0])) for r in references if r)
   return {
     'length_mean': _mean(own),
     'length_min': min(own, default=0),
@@ -117,11 +158,16 @@ def length(texts: Sequence[str], references: Sequence[Sequence[str]]) -> Scores:
 
 GROUPS: dict[str, tuple[Callable[..., Scores], dict[str, bool | None]]] = {  # scalars: whether higher is better
   'bleu': (bleu, {'bleu': True}),
+  'bleu_zh': (bleu_zh, {'bleu_zh': True}),
   'chrf': (chrf, {'chrf': True}),
+  'ter': (ter, {'ter': False}),
+  'ter_zh': (ter_zh, {'ter_zh': False}),
   'rouge': (rouge, {'rouge1': True, 'rouge2': True, 'rougeL': True}),
+  'rouge_zh': (rouge_zh, {'rouge1_zh': True, 'rouge2_zh': True, 'rougeL_zh': True}),
   'exact': (exact, {'exact_match': True}),
   'number': (number, {'number_match': True}),
-  'f1': (f1, {'token_f1': True}),
+  'f1': (f1, {'answer_match': True, 'token_f1': True}),
+  'f1_zh': (f1_zh, {'answer_match_zh': True, 'token_f1_zh': True}),
   'distinct': (distinct, {'distinct_1': True, 'distinct_2': True}),
   'repetition': (repetition, {'repetition': False}),
   'length': (length, dict.fromkeys(('length_mean', 'length_min', 'length_max', 'length_ratio', 'empty'))),
@@ -162,7 +208,7 @@ def _streams(references: Sequence[Sequence[str]]) -> list[list[str | None]]:
 
 
 def _grams(text: str, n: int) -> list[tuple[str, ...]]:
-  words = text.split()
+  words = _WORDS.findall(text)
   return list(zip(*(words[i:] for i in range(n)), strict=False))
 
 

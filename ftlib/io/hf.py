@@ -26,9 +26,11 @@ _BUFFERS = re.compile(  # what models compute and old files hold nevertheless
   r'(^|\.)(position_ids|token_type_ids|rotary_emb\.inv_freq|h\.\d+\.attn\.(masked_)?bias)$'
 )
 _OTHER_HEADS = re.compile(
-  r'^(cls|lm_head|classifier|pre_classifier|qa_outputs|score|logits_proj|mlm|'
-  r'vocab_(transform|layer_norm|projector)|discriminator_predictions|generator_predictions|generator_lm_head)\.'
-  r'|(^|\.)pooler\.|^lm_head$|^ernie_mlm|^sop_classifier|^seq_relationship'
+  r'^(cls|lm_head|predictions|classifier|pre_classifier|qa_outputs|score|logits_proj|mlm|'
+  r'vocab_(transform|layer_norm|projector)|discriminator_predictions|generator_predictions|generator_lm_head|'
+  r'lm_loss|sequence_summary|lm_predictions|mask_predictions|head\.(dense|norm))\.'
+  r'|(^|\.)pooler\.|^lm_head$|^ernie_mlm|^sop_classifier|^seq_relationship|^decoder\.(weight|bias)$'
+  r'|^embeddings\.position_embeddings\.weight$'  # DeBERTa v3's files have what it does not read
 )
 _SAMPLE_BYTES = 1 << 28
 

@@ -20,7 +20,7 @@ from jax.nn import initializers
 from ftlib.base.errors import InputError, did_you_mean
 from ftlib.base.rng import Stream, dropout
 from ftlib.base.types import Batch, Head, Outputs
-from ftlib.models import hf_config
+from ftlib.models import heads, hf_config
 from ftlib.models.attention import attention, same_segment
 from ftlib.models.layers import ACTIVATIONS, Axis, Embed, Hidden, Memory, Norm, Proj, Prompt, Shared, normal, param
 from ftlib.models.model import Model
@@ -57,7 +57,13 @@ class Config:
 
 
 MODEL_TYPES = {  # model_type -> what an export is loaded as, by the head
-  'bert': {'classify': 'BertForSequenceClassification'},
+  'bert': {
+    'classify': 'BertForSequenceClassification',
+    'choice': 'BertForMultipleChoice',
+    'tag': 'BertForTokenClassification',
+    'span': 'BertForQuestionAnswering',
+    'mlm': 'BertForMaskedLM',
+  },
 }
 USED = {  # Hugging Face key -> field
   'vocab_size': 'vocab',
@@ -132,19 +138,26 @@ def checked(config: type[Config], got: dict[str, Any], where: str) -> Config:
 
 def build(config: Config, *, head: Head, hf: Mapping[str, str] = TABLE, **options: Any) -> Model:
   """The model with a head; `options` are `Model`'s (`compute`, `remat`, `dropout_bits`)."""
+  check_pooling(head)
+  blocks = tuple(Block(config) for _ in range(config.layers))
+  table = heads.names(hf, head, tag='classifier')
+  return Model(config=config, trunk=Trunk(config, head), blocks=blocks, hf=table, **options)
+
+
+def check_pooling(head: Head) -> None:
+  """Raises `InputError` for a head on what no encoder here is trained to say anything by."""
   if head.pooling == 'last':
     raise InputError(
       "the last token of an encoder's row stands for nothing but its end; set task.pooling to cls or mean"
     )
-  blocks = tuple(Block(config) for _ in range(config.layers))
-  return Model(config=config, trunk=Trunk(config, head), blocks=blocks, hf=hf, **options)
 
 
 class Context(NamedTuple):
-  """What the blocks and the head read besides the hidden state; `prompt` virtual tokens lead every row."""
+  """What the blocks and the head read besides the hidden state: `prompt` virtual tokens lead the rows of `inputs`."""
 
   mask_B1LL: jax.Array
   segments_BL: jax.Array
+  inputs: Batch
   prompt: int = 0
   shared: Any = None
 
@@ -234,24 +247,27 @@ class Embeddings(nnx.Module):
 
 
 class ClassHead(nnx.Module):
-  """Class logits [B, C] of a pooled vector [B, D], by way of a dense layer where the family has one."""
+  """Logits [..., C] of vectors [..., D], by way of a dense layer where the family has one for pooled ones."""
 
-  def __init__(self, c: Config, classes: int):
-    embed, out = Axis('embed', c.embed), Axis('embed_out', c.embed)
-    self.dense = nnx.data(Proj((embed,), (out,), init=normal(c.init_std)) if c.head_dense else None)
-    self.out = Proj((embed,), (Axis('classes', classes),), init=normal(c.init_std))
-    self.activation, self.rate, self.first = c.head_dense, c.head_dropout, c.head_drop_first
+  def __init__(self, c: Config, head: Head):
+    embed, out = Axis('embed', c.embed * max(1, head.marks)), Axis('embed_out', c.embed)
+    dense = c.head_dense and heads.pooled_first(head)
+    self.dense = nnx.data(Proj((embed,), (out,), init=normal(c.init_std)) if dense else None)
+    self.out = Proj((embed,), (Axis('classes', head.classes),), init=normal(c.init_std))
+    self.activation, self.first = c.head_dense, c.head_drop_first
+    self.rate = 0.0 if head.kind == 'span' else c.head_dropout
+    self.transitions = heads.transitions(head)
 
-  def __call__(self, x_BD: jax.Array, stream: Stream | None) -> jax.Array:
+  def __call__(self, x_D: jax.Array, stream: Stream | None) -> jax.Array:
     noise = (lambda name: None) if stream is None else stream.at
     if self.dense is not None:
-      x_BD = dropout(x_BD, self.rate, noise('head/in')) if self.first else x_BD
-      x_BD = ACTIVATIONS[self.activation](self.dense(x_BD, stream))
-    return self.out(dropout(x_BD, self.rate, noise('head/out')), stream)
+      x_D = dropout(x_D, self.rate, noise('head/in')) if self.first else x_D
+      x_D = ACTIVATIONS[self.activation](self.dense(x_D, stream))
+    return self.out(dropout(x_D, self.rate, noise('head/out')), stream)
 
 
 class MlmHead(nnx.Module):
-  """Logits over the vocabulary [B, L, V], tied to the token table."""
+  """Logits over the vocabulary, float32 [..., V], of hidden states [..., D]; tied to the token table."""
 
   def __init__(self, c: Config):
     embed, out = Axis('embed', c.embed), Axis('embed_out', c.embed)
@@ -260,9 +276,9 @@ class MlmHead(nnx.Module):
     self.bias = param((Axis('vocab', c.vocab),), initializers.zeros)
     self.activation = c.activation
 
-  def __call__(self, h_BLD: jax.Array, table: Embed) -> jax.Array:
-    h_BLD = self.norm(ACTIVATIONS[self.activation](self.dense(h_BLD)))
-    return table.attend(h_BLD) + self.bias[...].astype(h_BLD.dtype)
+  def __call__(self, h_D: jax.Array, table: Embed) -> jax.Array:
+    h_D = self.norm(ACTIVATIONS[self.activation](self.dense(h_D)))
+    return table.attend(h_D) + self.bias[...]
 
 
 class Trunk(nnx.Module):
@@ -270,33 +286,31 @@ class Trunk(nnx.Module):
 
   def __init__(self, c: Config, head: Head):
     embed, out = Axis('embed', c.embed), Axis('embed_out', c.embed)
-    self.kind, self.pooling = head.kind, head.pooling
-    pooler = c.pooler and head.kind != 'mlm'
+    self.kind, self.wanted = head.kind, head
+    pooler = c.pooler and heads.pooled_first(head)
     self.embed, self.shared = Embeddings(c), Shared()
     self.pooler = nnx.data(Proj((embed,), (out,), init=normal(c.init_std)) if pooler else None)
-    self.head = nnx.data(ClassHead(c, head.classes) if head.kind == 'classify' else None)
+    self.head = nnx.data(ClassHead(c, head) if head.classes else None)
     self.mlm = nnx.data(MlmHead(c) if head.kind == 'mlm' else None)
 
   def start(self, inputs: Batch, stream: Stream | None) -> tuple[jax.Array, Context]:
     """The embedded tokens [B, L, D] and the attention mask."""
-    h_BLD, inputs, prompt = self.embed(inputs, stream)
-    return h_BLD, Context(same_segment(inputs['segments']), inputs['segments'], prompt, self.shared(stream))
+    h_BLD, all_, prompt = self.embed(inputs, stream)
+    segments_BL = all_['segments']
+    return h_BLD, Context(same_segment(segments_BL), segments_BL, inputs, prompt, self.shared(stream))
 
   def finish(self, h_BLD: jax.Array, context: Context, stream: Stream | None) -> Outputs:
     """Pooled vector and logits, in float32."""
     wide_BLD = h_BLD.astype(jnp.float32)
-    h_BLD, segments_BL = wide_BLD[:, context.prompt :], context.segments_BL[:, context.prompt :]
+    h_BLD, head = wide_BLD[:, context.prompt :], self.wanted
     if self.mlm is not None:
-      return Outputs(h_BLD, None, self.mlm(h_BLD, self.embed.token))
+      return Outputs(h_BLD, unembed=lambda h_D: self.mlm(h_D, self.embed.token))
+    if head.kind in heads.TOKENWISE:
+      return Outputs(h_BLD, None, self.head(h_BLD, stream))
     # 'cls' is the first vector whatever it is: with a prompt, that of its first virtual token, as in PEFT
-    pooled_BD = wide_BLD[:, 0] if self.pooling == 'cls' else mean_of_tokens(h_BLD, segments_BL)
+    led = context.prompt and head.pooling == 'cls' and not head.marks
+    pooled_BD = wide_BLD[:, 0] if led else heads.pool(h_BLD, context.inputs, head)
     if self.pooler is not None:
       pooled_BD = jnp.tanh(self.pooler(pooled_BD, stream))
     logits = None if self.head is None else self.head(pooled_BD, stream)
     return Outputs(h_BLD, pooled_BD, logits)
-
-
-def mean_of_tokens(h_BLD: jax.Array, segments_BL: jax.Array) -> jax.Array:
-  """[B, D]: the mean over the tokens of a segment other than 0."""
-  real_BL1 = (segments_BL > 0)[..., None]
-  return jnp.where(real_BL1, h_BLD, 0).sum(1) / jnp.maximum(real_BL1.sum(1), 1)

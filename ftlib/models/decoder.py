@@ -20,7 +20,7 @@ from flax import nnx
 from ftlib.base.errors import InputError, did_you_mean
 from ftlib.base.rng import Stream, dropout
 from ftlib.base.types import Batch, Head, Outputs
-from ftlib.models import rope
+from ftlib.models import heads, rope
 from ftlib.models.attention import attention, causal
 from ftlib.models.cache import Cache, Layer
 from ftlib.models.layers import (
@@ -106,19 +106,20 @@ def checked(config: Config, where: str) -> Config:
   return c
 
 
-def make(config: Config, *, head: Head, hf: Mapping[str, str | Stored], **options: Any) -> Model:
-  """The model with a head; `options` are `Model`'s."""
+def make(config: Config, *, head: Head, hf: Mapping[str, str | Stored], tag: str = 'score', **options: Any) -> Model:
+  """The model with a head; `tag`: Hugging Face's name of the layer that labels tokens; `options` are `Model`'s."""
   if head.kind == 'mlm':
     raise InputError('a decoder has no masked-language-model head; take an encoder, or the task lm')
-  if head.kind == 'classify' and head.pooling == 'cls':
+  if head.kind in ('classify', 'embed') and not head.marks and head.pooling == 'cls':
     raise InputError("the first token of a decoder's row has seen nothing of it; set task.pooling to last or mean")
   blocks = tuple(Block(config) for _ in range(config.layers))
   tied = {'lm_head.weight': 'embed/token/table'} if head.kind == 'lm' and config.tied else {}
-  return Model(config=config, trunk=Trunk(config, head), blocks=blocks, hf=hf, tied=tied, **options)
+  table = heads.names(hf, head, tag=tag)
+  return Model(config=config, trunk=Trunk(config, head), blocks=blocks, hf=table, tied=tied, **options)
 
 
 class Context(NamedTuple):
-  """What the blocks and the head read besides the hidden state; `prompt` virtual tokens lead every row.
+  """What the blocks and the head read besides the hidden state: `prompt` virtual tokens lead the rows of `inputs`.
 
   Masks and rotations are stacked by kind of layer (one kind, or all-seeing and windowed); `kinds` has each layer's.
   """
@@ -128,6 +129,7 @@ class Context(NamedTuple):
   sin_MBQ1J: jax.Array | None
   kinds_N: jax.Array | None
   segments_BL: jax.Array
+  inputs: Batch
   prompt: int = 0
   shared: Any = None
   cache: Cache | None = None
@@ -250,13 +252,15 @@ class Embeddings(nnx.Module):
 
 
 class ClassHead(nnx.Module):
-  """Class logits [B, C] of a pooled vector [B, D]."""
+  """Logits [..., C] of vectors [..., D]. What reads every token has a bias in all families."""
 
-  def __init__(self, c: Config, classes: int):
-    self.out = Proj((Axis('embed', c.embed),), (Axis('classes', classes),), init=normal(c.init_std), bias=c.head_bias)
+  def __init__(self, c: Config, head: Head):
+    embed, classes = Axis('embed', c.embed * max(1, head.marks)), Axis('classes', head.classes)
+    self.out = Proj((embed,), (classes,), init=normal(c.init_std), bias=c.head_bias or head.kind in heads.TOKENWISE)
+    self.transitions = heads.transitions(head)
 
-  def __call__(self, x_BD: jax.Array, stream: Stream | None) -> jax.Array:
-    return self.out(x_BD, stream)
+  def __call__(self, x_D: jax.Array, stream: Stream | None) -> jax.Array:
+    return self.out(x_D, stream)
 
 
 class Trunk(nnx.Module):
@@ -264,9 +268,9 @@ class Trunk(nnx.Module):
 
   def __init__(self, c: Config, head: Head):
     embed = Axis('embed', c.embed)
-    self.kind, self.pooling, self.cap = head.kind, head.pooling, c.logit_cap
+    self.kind, self.wanted, self.cap = head.kind, head, c.logit_cap
     self.embed, self.shared, self.norm = Embeddings(c), Shared(), _norm(c, embed)
-    self.head = nnx.data(ClassHead(c, head.classes) if head.kind == 'classify' else None)
+    self.head = nnx.data(ClassHead(c, head) if head.classes else None)
     own = head.kind == 'lm' and not c.tied
     self.unembed = nnx.data(
       Proj((embed,), (Axis('vocab', c.vocab),), init=normal(c.init_std), bias=False) if own else None
@@ -280,8 +284,8 @@ class Trunk(nnx.Module):
     self, inputs: Batch, stream: Stream | None, cache: Cache | None = None, *, first: bool = True
   ) -> tuple[jax.Array, Context]:
     """The embedded tokens [B, Q, D], and what each may see: of the row, or of a cache that takes them in."""
-    h_BQD, inputs, prompt = self.embed(inputs, stream, first=first)
-    segments, positions = inputs['segments'], inputs['positions']
+    h_BQD, all_, prompt = self.embed(inputs, stream, first=first)
+    segments, positions = all_['segments'], all_['positions']
     if cache is not None:
       cache = cache.with_tokens(positions, segments)
     keys = (positions, segments) if cache is None else (cache.positions, cache.segments)
@@ -289,30 +293,23 @@ class Trunk(nnx.Module):
     turns = [rope.tables(r, self.size, positions) for r in self.ropes]
     cos, sin = (jnp.stack([t[i] for t in turns]) if turns else None for i in (0, 1))
     kinds = jnp.asarray(self.of_layer) if self.of_layer else None
-    return h_BQD, Context(masks, cos, sin, kinds, segments, prompt, self.shared(stream), cache)
+    return h_BQD, Context(masks, cos, sin, kinds, segments, inputs, prompt, self.shared(stream), cache)
 
   def finish(self, h_BLD: jax.Array, context: Context, stream: Stream | None) -> Outputs:
     """The normed hidden state, and the logits of classes or what gives those of the vocabulary."""
-    h_BLD, segments_BL = self.norm(h_BLD)[:, context.prompt :], context.segments_BL[:, context.prompt :]
+    h_BLD = self.norm(h_BLD)[:, context.prompt :]
     if self.kind == 'lm':
       return Outputs(h_BLD, unembed=self._logits)
-    if self.head is None:
+    if self.kind == 'none':
       return Outputs(h_BLD)
     h_BLD = h_BLD.astype(jnp.float32)
-    pooled_BD = pool(h_BLD, segments_BL, self.pooling)
-    return Outputs(h_BLD, pooled_BD, self.head(pooled_BD, stream))
+    if self.kind in heads.TOKENWISE:
+      return Outputs(h_BLD, None, self.head(h_BLD, stream))
+    pooled_BD = heads.pool(h_BLD, context.inputs, self.wanted)
+    return Outputs(h_BLD, pooled_BD, None if self.head is None else self.head(pooled_BD, stream))
 
   def _logits(self, h: jax.Array) -> jax.Array:
     """Logits over the vocabulary, float32 [..., V], of hidden states [..., D]."""
     y = self.embed.token.attend(h) if self.unembed is None else self.unembed(h)
     y = y.astype(jnp.float32)
     return self.cap * jnp.tanh(y / self.cap) if self.cap else y
-
-
-def pool(h_BLD: jax.Array, segments_BL: jax.Array, pooling: str) -> jax.Array:
-  """[B, D]: the last token of a row ('last'), or the mean of its tokens."""
-  real_BL = segments_BL > 0
-  if pooling == 'mean':
-    return jnp.where(real_BL[..., None], h_BLD, 0).sum(1) / jnp.maximum(real_BL.sum(1), 1)[:, None]
-  last_B = jnp.where(real_BL, jnp.arange(real_BL.shape[1]), 0).max(1)
-  return jnp.take_along_axis(h_BLD, last_B[:, None, None], axis=1)[:, 0]

@@ -11,7 +11,13 @@ from ftlib.models.bert import Config
 from ftlib.models.model import Model
 
 MODEL_TYPES = {  # model_type -> what an export is loaded as, by the head
-  'distilbert': {'classify': 'DistilBertForSequenceClassification'},
+  'distilbert': {
+    'classify': 'DistilBertForSequenceClassification',
+    'choice': 'DistilBertForMultipleChoice',
+    'tag': 'DistilBertForTokenClassification',
+    'span': 'DistilBertForQuestionAnswering',
+    'mlm': 'DistilBertForMaskedLM',
+  },
 }
 PREFIX = 'distilbert.'
 _PARTS = {

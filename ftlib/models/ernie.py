@@ -11,7 +11,13 @@ from ftlib.models.bert import Config
 from ftlib.models.model import Model
 
 MODEL_TYPES = {  # model_type -> what an export is loaded as, by the head
-  'ernie': {'classify': 'ErnieForSequenceClassification'},
+  'ernie': {
+    'classify': 'ErnieForSequenceClassification',
+    'choice': 'ErnieForMultipleChoice',
+    'tag': 'ErnieForTokenClassification',
+    'span': 'ErnieForQuestionAnswering',
+    'mlm': 'ErnieForMaskedLM',
+  },
 }
 PREFIX = 'ernie.'
 TABLE = {

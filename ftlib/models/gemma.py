@@ -17,8 +17,16 @@ from ftlib.models.decoder import Config
 from ftlib.models.model import Model
 
 MODEL_TYPES = {  # model_type -> what an export is loaded as, by the head
-  'gemma': {'lm': 'GemmaForCausalLM', 'classify': 'GemmaForSequenceClassification'},
-  'gemma2': {'lm': 'Gemma2ForCausalLM', 'classify': 'Gemma2ForSequenceClassification'},
+  'gemma': {
+    'lm': 'GemmaForCausalLM',
+    'classify': 'GemmaForSequenceClassification',
+    'tag': 'GemmaForTokenClassification',
+  },
+  'gemma2': {
+    'lm': 'Gemma2ForCausalLM',
+    'classify': 'Gemma2ForSequenceClassification',
+    'tag': 'Gemma2ForTokenClassification',
+  },
   'gemma3_text': {'lm': 'Gemma3ForCausalLM', 'classify': 'Gemma3TextForSequenceClassification'},
 }
 POOLING = 'last'  # what a class head sees, unless told otherwise

@@ -14,7 +14,12 @@ from ftlib.models.decoder import Config
 from ftlib.models.model import Model, Stored
 
 MODEL_TYPES = {  # model_type -> what an export is loaded as, by the head
-  'gpt2': {'lm': 'GPT2LMHeadModel', 'classify': 'GPT2ForSequenceClassification'},
+  'gpt2': {
+    'lm': 'GPT2LMHeadModel',
+    'classify': 'GPT2ForSequenceClassification',
+    'tag': 'GPT2ForTokenClassification',
+    'span': 'GPT2ForQuestionAnswering',
+  },
 }
 POOLING = 'last'  # what a class head sees, unless told otherwise
 PREFIX = 'transformer.'
@@ -77,4 +82,4 @@ def from_hf(values: Mapping[str, Any], *, where: str = 'config.json', allow: str
 
 def build(config: Config, *, head: Head, **options: Any) -> Model:
   """The model with a head; `options` are `Model`'s."""
-  return decoder.make(config, head=head, hf=TABLE, **options)
+  return decoder.make(config, head=head, hf=TABLE, tag='classifier', **options)

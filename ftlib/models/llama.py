@@ -15,8 +15,18 @@ from ftlib.models.decoder import Config
 from ftlib.models.model import Model
 
 MODEL_TYPES = {  # model_type -> what an export is loaded as, by the head
-  'llama': {'lm': 'LlamaForCausalLM', 'classify': 'LlamaForSequenceClassification'},
-  'mistral': {'lm': 'MistralForCausalLM', 'classify': 'MistralForSequenceClassification'},
+  'llama': {
+    'lm': 'LlamaForCausalLM',
+    'classify': 'LlamaForSequenceClassification',
+    # no 'span': LlamaForQuestionAnswering alone keeps its base under another name, transformer.
+    'tag': 'LlamaForTokenClassification',
+  },
+  'mistral': {
+    'lm': 'MistralForCausalLM',
+    'classify': 'MistralForSequenceClassification',
+    'tag': 'MistralForTokenClassification',
+    'span': 'MistralForQuestionAnswering',
+  },
 }
 POOLING = 'last'  # what a class head sees, unless told otherwise
 PREFIX = 'model.'

@@ -22,19 +22,20 @@ from flax import nnx
 from ftlib.base import rng, trees
 from ftlib.base.types import Batch, Outputs, ParamInfo, Params
 from ftlib.models import cache as caches
-from ftlib.models import stack
+from ftlib.models import heads, stack
 from ftlib.models.cache import Cache
 from ftlib.models.layers import Proj
 
 
 class Stored(NamedTuple):
   """Where a module lies in Hugging Face's files: its `name` there; as `part` of `of` equal ones along the outputs; with
-  `straight` kernels, which are [in, out] there and not [out, in]."""
+  `straight` kernels, which are [in, out] there and not [out, in], `apart` with their axes as here and not as two."""
 
   name: str
   part: int = 0
   of: int = 1
   straight: bool = False
+  apart: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,7 +43,8 @@ class Model:
   """`trunk` embeds the inputs and computes the head; `blocks` are the layers between.
 
   `trunk.start(inputs, stream) -> (h [B, L, D], context)`; `block(h, context, stream) -> h`;
-  `trunk.finish(h, context, stream) -> Outputs`. `hf` maps our module paths to Hugging Face's (`{i}` is the layer).
+  `trunk.finish(h, context, stream) -> Outputs`. `hf` maps our module paths to Hugging Face's (`{i}` is the layer, where
+  no path has its number). `order`: which block each layer is, where several are one and the same; () for one each.
   `tied` {Hugging Face name: our name}: tensors that files may hold besides, equal to a parameter of ours.
   """
 
@@ -54,6 +56,7 @@ class Model:
   compute: Any = jnp.float32
   remat: str = 'none'
   dropout_bits: str = 'hash'
+  order: tuple[int, ...] = ()
 
   def apply(self, params: Params, inputs: Batch, key: jax.Array | None = None) -> Outputs:
     """The forward pass. `inputs`: `tokens, positions, segments, types` int32 [B, L], `rows` int32 [B] (numbers of the
@@ -74,8 +77,11 @@ class Model:
       return fn
 
     fns = [layer(nnx.graphdef(b)) for b in self.blocks]
-    h_BLD = stack.run(params['layers'], h_BLD, fns, remat=self.remat)
-    return trunk.finish(h_BLD, context, stream)
+    if self.order:
+      h_BLD = stack.run_shared(params['layers'], h_BLD, fns, self.order, remat=self.remat)
+    else:
+      h_BLD = stack.run(params['layers'], h_BLD, fns, remat=self.remat)
+    return heads.with_transitions(trunk.finish(h_BLD, context, stream), trunk)
 
   def cache(self, params: Params, *, rows: int, slots: int) -> Cache:
     """An empty cache of a decoder for `rows` rows of up to `slots` tokens (virtual ones included), laid as `params`."""
@@ -129,6 +135,15 @@ class Model:
     """A model whose modules can be changed without touching this one's."""
     return dataclasses.replace(self, trunk=copy.deepcopy(self.trunk), blocks=copy.deepcopy(self.blocks))
 
+  def unshared(self, params: Params) -> tuple[Model, Params]:
+    """(a model that computes the same with a block of its own for every layer, its parameters, unstacked)."""
+    params = stack.unstack(params)
+    if not self.order:
+      return self, params
+    layers = {str(i): params['layers'][str(k)] for i, k in enumerate(self.order)}
+    model = dataclasses.replace(self, order=(), blocks=tuple(self.blocks[k] for k in self.order))
+    return model, {**params, 'layers': layers}
+
   def initial(self, key: jax.Array, names: list[str] | None = None) -> Params:
     """Starting values of the named parameters (all by default), each from the key folded with its name."""
     info = self.info()
@@ -148,18 +163,19 @@ class Model:
 
   @property
   def straight(self) -> bool:
-    """Whether kernels in Hugging Face's files are [in, out]."""
-    return any(isinstance(s, Stored) and s.straight for s in self.hf.values())
+    """Whether the matrices in Hugging Face's files are [in, out]."""
+    return any(isinstance(s, Stored) and s.straight and not s.apart for s in self.hf.values())
 
   def hf_shapes(self) -> dict[str, tuple[int, ...]]:
     """{our name: shape of the whole tensor in Hugging Face's layout} of the base parameters."""
-    return {n: self._hf_layout(n)[0] for n in self.hf_names()}
+    return {n: self._hf_shape(n) for n in self.hf_names()}
 
   def to_hf(self, name: str, value: Any) -> Any:
     """An array in Hugging Face's layout, a part by itself: kernels as [out, in], biases flat, the rest as it is."""
     whole, axis, transposed, stored = self._hf_layout(name)
     shape = tuple(n // (stored.of if i == axis else 1) for i, n in enumerate(whole))
-    return value.reshape(shape[::-1]).T if transposed else value.reshape(shape)
+    value = value.reshape(shape[::-1]).T if transposed else value.reshape(shape)
+    return value.reshape(self._hf_shape(name)) if stored.apart else value
 
   def from_hf(self, name: str, value: Any) -> Any:
     """Our array from a whole tensor of Hugging Face's. The shape is not checked here."""
@@ -167,6 +183,7 @@ class Model:
     if stored.of > 1:
       size = whole[axis] // stored.of
       value = value[(slice(None),) * axis + (slice(size * stored.part, size * (stored.part + 1)),)]
+    value = value.reshape(whole) if stored.apart else value
     return (value.T if transposed else value).reshape(self._info[name].shape)
 
   def tensors(self, flat: Mapping[str, Any]) -> dict[str, np.ndarray]:
@@ -202,6 +219,15 @@ class Model:
       return (outs,), 0, False, stored
     return ((ins, outs), 1, False, stored) if stored.straight else ((outs, ins), 0, True, stored)
 
+  def _hf_shape(self, name: str) -> tuple[int, ...]:
+    """The shape of the whole tensor in Hugging Face's files."""
+    whole, _, _, stored = self._hf_layout(name)
+    if not stored.apart or len(whole) != 2:
+      return whole
+    site = self._sites[name.rpartition('/')[0]]
+    axes = site.ins + site.outs if stored.straight else site.outs + site.ins
+    return tuple(a.size for a in axes)
+
   def _parts(self) -> Iterator[tuple[str, nnx.Module]]:
     yield '', self.trunk
     for i, block in enumerate(self.blocks):
@@ -210,7 +236,7 @@ class Model:
   def _hf_name(self, name: str) -> tuple[str, Stored] | None:
     path, _, leaf = name.rpartition('/')
     layer = ''
-    if path.startswith('layers/'):
+    if path.startswith('layers/') and path not in self.hf:
       _, layer, path = path.split('/', 2)
       path = 'layers/{i}/' + path
     whole = self.hf.get(f'{path}/{leaf}')

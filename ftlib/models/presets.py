@@ -107,6 +107,49 @@ def _roberta(kind: str, vocab: int, *, large: bool = False) -> Values:
   return _bert(kind, vocab, large=large, **more)
 
 
+def _electra(embedding: int, embed: int, layers: int, heads: int) -> Values:
+  more = {'embedding_size': embedding, 'hidden_size': embed, 'num_hidden_layers': layers, 'num_attention_heads': heads}
+  return _bert('electra', 30522, **more, intermediate_size=4 * embed)
+
+
+def _albert(embed: int, layers: int, heads: int) -> Values:
+  more = {'hidden_size': embed, 'num_hidden_layers': layers, 'num_attention_heads': heads, 'embedding_size': 128}
+  return _bert('albert', 30000, **more, intermediate_size=4 * embed, **_ALBERT)
+
+
+def _xlnet(embed: int, layers: int, heads: int) -> Values:
+  sizes = {'d_model': embed, 'n_layer': layers, 'n_head': heads, 'd_inner': 4 * embed}
+  return {'model_type': 'xlnet', 'vocab_size': 32000, **sizes, 'ff_activation': 'gelu', 'layer_norm_eps': 1e-12}
+
+
+def _deberta(embed: int, layers: int, heads: int, vocab: int = 128100, **more: Any) -> Values:
+  sizes = {'hidden_size': embed, 'num_hidden_layers': layers, 'num_attention_heads': heads}
+  return _bert('deberta-v2', vocab, **sizes, intermediate_size=4 * embed, **_DISTANCES, **more)
+
+
+def _modernbert(embed: int, mlp: int, layers: int, heads: int) -> Values:
+  sizes = {'hidden_size': embed, 'intermediate_size': mlp, 'num_hidden_layers': layers, 'num_attention_heads': heads}
+  return {'model_type': 'modernbert', 'vocab_size': 50368, **sizes, 'classifier_pooling': 'mean'}
+
+
+_DISTANCES = {
+  'type_vocab_size': 0,
+  'layer_norm_eps': 1e-7,
+  'relative_attention': True,
+  'position_biased_input': False,
+  'position_buckets': 256,
+  'norm_rel_ebd': 'layer_norm',
+  'share_att_key': True,
+  'pos_att_type': 'p2c|c2p',
+}
+_CONVOLVED = {'conv_kernel_size': 3, 'conv_act': 'gelu'}
+_ALBERT = {
+  'hidden_act': 'gelu_new',
+  'hidden_dropout_prob': 0,
+  'attention_probs_dropout_prob': 0,
+  'num_hidden_groups': 1,
+  'inner_group_num': 1,
+}
 _DISTILBERT = {
   'model_type': 'distilbert',
   'vocab_size': 30522,
@@ -182,4 +225,22 @@ PRESETS: dict[str, Values] = {
   'FacebookAI/roberta-large': _roberta('roberta', 50265, large=True),
   'FacebookAI/xlm-roberta-base': _roberta('xlm-roberta', 250002),
   'distilbert/distilbert-base-uncased': _DISTILBERT,
+  'google/electra-small-discriminator': _electra(128, 256, 12, 4),
+  'google/electra-base-discriminator': _electra(768, 768, 12, 12),
+  'google/electra-large-discriminator': _electra(1024, 1024, 24, 16),
+  'albert/albert-base-v2': _albert(768, 12, 12),
+  'albert/albert-large-v2': _albert(1024, 24, 16),
+  'albert/albert-xlarge-v2': _albert(2048, 24, 16),
+  'albert/albert-xxlarge-v2': _albert(4096, 12, 64),
+  'xlnet/xlnet-base-cased': _xlnet(768, 12, 12),
+  'xlnet/xlnet-large-cased': _xlnet(1024, 24, 16),
+  'microsoft/deberta-v2-xlarge': _deberta(1536, 24, 24, **_CONVOLVED),
+  'microsoft/deberta-v2-xxlarge': _deberta(1536, 48, 24, **_CONVOLVED),
+  'microsoft/deberta-v3-xsmall': _deberta(384, 12, 6),
+  'microsoft/deberta-v3-small': _deberta(768, 6, 12),
+  'microsoft/deberta-v3-base': _deberta(768, 12, 12),
+  'microsoft/deberta-v3-large': _deberta(1024, 24, 16),
+  'microsoft/mdeberta-v3-base': _deberta(768, 12, 12, 251000),
+  'answerdotai/ModernBERT-base': _modernbert(768, 1152, 22, 12),
+  'answerdotai/ModernBERT-large': _modernbert(1024, 2624, 28, 16),
 }

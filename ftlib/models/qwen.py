@@ -15,8 +15,18 @@ from ftlib.models.decoder import Config
 from ftlib.models.model import Model
 
 MODEL_TYPES = {  # model_type -> what an export is loaded as, by the head
-  'qwen2': {'lm': 'Qwen2ForCausalLM', 'classify': 'Qwen2ForSequenceClassification'},
-  'qwen3': {'lm': 'Qwen3ForCausalLM', 'classify': 'Qwen3ForSequenceClassification'},
+  'qwen2': {
+    'lm': 'Qwen2ForCausalLM',
+    'classify': 'Qwen2ForSequenceClassification',
+    'tag': 'Qwen2ForTokenClassification',
+    'span': 'Qwen2ForQuestionAnswering',
+  },
+  'qwen3': {
+    'lm': 'Qwen3ForCausalLM',
+    'classify': 'Qwen3ForSequenceClassification',
+    'tag': 'Qwen3ForTokenClassification',
+    'span': 'Qwen3ForQuestionAnswering',
+  },
 }
 POOLING = 'last'  # what a class head sees, unless told otherwise
 PREFIX = llama.PREFIX

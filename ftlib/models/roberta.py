@@ -15,8 +15,18 @@ from ftlib.models.bert import Config
 from ftlib.models.model import Model
 
 MODEL_TYPES = {  # model_type -> what an export is loaded as, by the head
-  'roberta': {'classify': 'RobertaForSequenceClassification'},
-  'xlm-roberta': {'classify': 'XLMRobertaForSequenceClassification'},
+  'roberta': {
+    'classify': 'RobertaForSequenceClassification',
+    'tag': 'RobertaForTokenClassification',
+    'span': 'RobertaForQuestionAnswering',
+    'mlm': 'RobertaForMaskedLM',
+  },
+  'xlm-roberta': {
+    'classify': 'XLMRobertaForSequenceClassification',
+    'tag': 'XLMRobertaForTokenClassification',
+    'span': 'XLMRobertaForQuestionAnswering',
+    'mlm': 'XLMRobertaForMaskedLM',
+  },
 }
 PREFIX = 'roberta.'
 TABLE = {

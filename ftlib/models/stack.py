@@ -37,6 +37,17 @@ def run(layers: Mapping[str, Params], h_BLD: jax.Array, fns: Sequence[LayerFn], 
   return h_BLD
 
 
+def run_shared(
+  layers: Mapping[str, Params], h_BLD: jax.Array, fns: Sequence[LayerFn], order: Sequence[int], *, remat: str = 'none'
+) -> jax.Array:
+  """As `run` of layers that share their parameters: layer i is block `order[i]`, and `fns` are of blocks."""
+  blocks = unstack({'layers': layers})['layers']
+  for first, stop in segments(order):
+    fn, p = REMAT[remat](fns[order[first]]), blocks[str(order[first])]
+    h_BLD, _ = jax.lax.scan(lambda h, i, fn=fn, p=p: (fn(p, h, i), None), h_BLD, jnp.arange(first, stop))
+  return h_BLD
+
+
 def run_cached(
   layers: Mapping[str, Params],
   h_BQD: jax.Array,

@@ -99,13 +99,13 @@ def _objective(config: Config, scored: Callable[..., tuple[jax.Array, jax.Array]
   return objective
 
 
-def log_probs(outputs: Outputs, batch: Batch, *, chunk: int = 1024) -> tuple[jax.Array, jax.Array]:
-  """(sum of the supervised tokens' log-probabilities, their number), float32 [B, 2], of each row's two documents."""
+def log_probs(outputs: Outputs, batch: Batch, *, documents: int = 2, chunk: int = 1024) -> tuple[jax.Array, jax.Array]:
+  """(sum of the supervised tokens' log-probabilities, their number), float32 [B, S], of each row's S documents."""
   logp_BL = -token_nll(outputs.unembed, outputs.hidden, batch['targets'], chunk=chunk)
   weights_BL = batch['weights'].astype(jnp.float32)
   logp_BL = jnp.where(weights_BL > 0, logp_BL * weights_BL, 0)
-  own_BL2 = batch['segments'][..., None] == jnp.arange(1, 3)
-  return (logp_BL[..., None] * own_BL2).sum(1), (weights_BL[..., None] * own_BL2).sum(1)
+  own_BLS = batch['segments'][..., None] == jnp.arange(1, documents + 1)
+  return (logp_BL[..., None] * own_BLS).sum(1), (weights_BL[..., None] * own_BLS).sum(1)
 
 
 def losses(

@@ -83,6 +83,18 @@ def token_scores(
   return tuple(x.swapaxes(0, 1).reshape(batch, -1)[:, :length] for x in scores_CBS)
 
 
+def picked(weights_BL: jax.Array, *arrays: jax.Array, count: int = 0) -> tuple[jax.Array, ...]:
+  """(`weights` float32 [B, K], each array [B, L, ...] as [B, K, ...]) at the first K positions of every row that have a
+  weight, for positions that are few in a row; where a row has fewer, others of weight 0 follow.
+
+  `count` is K, 0 for a third of L. More positions of a row than that are left out.
+  """
+  length = weights_BL.shape[1]
+  at_BK = jnp.argsort(weights_BL == 0, axis=1, stable=True)[:, : count or -(-length // 3)]
+  take = lambda x: jnp.take_along_axis(x, at_BK.reshape(*at_BK.shape, *[1] * (x.ndim - 2)), axis=1)  # noqa: E731
+  return tuple(map(take, (weights_BL.astype(jnp.float32), *arrays)))
+
+
 def _pieces(arrays: tuple[jax.Array, ...], chunk: int) -> tuple[jax.Array, ...]:
   """[B, L, ...] as [C, B, S, ...], padded with zeros: every device goes on holding its own rows."""
   batch, length = arrays[1].shape

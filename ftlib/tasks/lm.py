@@ -21,11 +21,13 @@ from ftlib.data import tokens
 from ftlib.data.batches import Examples, language
 from ftlib.data.labels import Columns
 from ftlib.data.literal import literal
+from ftlib.evals import counted
 from ftlib.objectives.vocabulary import token_scores
 
 OBJECTIVE = 'language'
 HEADLESS = True
 METRICS = {'perplexity': False, 'bits_per_token': False, 'accuracy': True}
+_SUMS = ('nll', 'correct', 'counted')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,18 +73,27 @@ class Language:
   def metrics(self, examples: Examples, predictions: Mapping[str, np.ndarray]) -> dict[str, Any]:
     """Over the supervised tokens of a split, each counted once: perplexity, bits (base 2) a token, the share that is
     the likeliest one."""
-    nll, correct, counted = (float(predictions[n].sum(dtype=np.float64)) for n in ('nll', 'correct', 'counted'))
-    mean = nll / max(counted, 1.0)
-    return {
-      'perplexity': math.exp(min(mean, 700.0)),  # e^710 is beyond the range of floats
-      'bits_per_token': mean / math.log(2),
-      'accuracy': correct / max(counted, 1.0),
-    }
+    return _measures(np.array([predictions[n].sum(dtype=np.float64) for n in _SUMS]))
+
+  def resampled(self, examples: Examples, predictions: Mapping[str, np.ndarray]) -> counted.Counted:
+    """The scalars of `metrics` over rows that stand there so many times."""
+    return counted.sums(np.stack([predictions[n] for n in _SUMS], 1), _measures)
 
   def _scores(self, predictions: Mapping[str, np.ndarray], i: int) -> dict[str, Any]:
     """What the record of row i says of its tokens."""
     counted = float(predictions['counted'][i])
     return {'loss': round(float(predictions['nll'][i]) / max(counted, 1.0), 6), 'tokens': int(counted)}
+
+
+def _measures(sums_3: np.ndarray) -> dict[str, float]:
+  """The metrics of sums of `_SUMS`."""
+  nll, correct, count = map(float, sums_3)
+  mean = nll / max(count, 1.0)
+  return {
+    'perplexity': math.exp(min(mean, 700.0)),  # e^710 is beyond the range of floats
+    'bits_per_token': mean / math.log(2),
+    'accuracy': correct / max(count, 1.0),
+  }
 
 
 @dataclasses.dataclass(frozen=True)

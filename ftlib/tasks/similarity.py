@@ -13,37 +13,43 @@ import numpy as np
 from ftlib.base.errors import InputError
 from ftlib.base.settings import setting
 from ftlib.base.types import Batch, Head, Outputs
-from ftlib.data import tokens
+from ftlib.data import sampling, windows
 from ftlib.data.batches import Examples
 from ftlib.data.labels import Columns
-from ftlib.evals import metrics
+from ftlib.evals import counted, metrics
 
 OBJECTIVE = 'regression'
 
 
 @dataclasses.dataclass(frozen=True)
-class Config:
-  """`text`, `pair` (or ''), `label`: names of columns. `pooling`: what the head sees of a row, the first
-  token, the mean or the last; '' is the first of an encoder's and the last of a decoder's."""
+class Config(windows.Cut):
+  """`text`, `pair` (or ''), `label`, `weight` (or ''): names of columns, the last of how much a row counts in the loss.
+  `pooling`: what the head sees of a row, first token, mean, max or last; '' is the first of an encoder's and the
+  last of a decoder's. `truncate`, `head_share`, `stride`, `window_pooling`: long texts, see `ftlib/data/windows.py`."""
 
   text: str = 'text_a'
   pair: str = 'text_b'
   label: str = 'score'
-  pooling: str = setting('', choices=('', 'cls', 'mean', 'last'))
+  weight: str = ''
+  pooling: str = setting('', choices=('', 'cls', 'mean', 'max', 'last'))
+  window_pooling: str = setting('mean', choices=('mean', 'max'))
 
 
 def columns(config: Config) -> Columns:
   """What is read of the data."""
-  return Columns([config.text] + ([config.pair] if config.pair else []), config.label, 'score')
+  row = sampling.weighed(config.weight) if config.weight else None
+  return Columns([config.text] + ([config.pair] if config.pair else []), config.label, 'score', row=row)
 
 
 def build(config: Config, *, train: Sequence[Mapping[str, Any]] | None, known: list | None) -> Similarity:
   """The task; there is no label list, and `known` is not used. Raises `InputError` where all scores are the same."""
   scores = [row[config.label] for row in train or ()]
-  if not scores or min(scores) == max(scores):
-    only = f'only the score {scores[0]:g}' if scores else 'no score'
+  if scores and min(scores) == max(scores):
+    only = f'only the score {scores[0]:g}'
     raise InputError(f'task.label={config.label!r}: the training rows have {only}; there is nothing to tell apart')
-  return Similarity(config, (min(scores), max(scores)))
+  if config.weight:
+    sampling.check_weights(train, config.weight)
+  return Similarity(config, (min(scores), max(scores)) if scores else (0.0, 0.0))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,15 +79,24 @@ class Similarity:
     pairs = [r[c.pair] for r in rows] if c.pair else None
     extra = {
       'labels': np.asarray([r[c.label] for r in rows], np.float32),
-      'weights': np.ones(len(rows), np.float32),
+      'weights': sampling.weights(rows, c.weight),
     }
-    return Examples(tokens.encode(tokenizer, [r[c.text] for r in rows], pairs, limit=limit), extra)
+    return windows.examples(tokenizer, [r[c.text] for r in rows], pairs, extra, limit=limit, cut=c)
 
   def predict(self, outputs: Outputs, batch: Batch) -> dict[str, jax.Array]:
     return {'scores': outputs.logits[:, 0].astype(np.float32)}
 
+  def combined(self, examples: Examples, predictions: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The scores of rows from those of their windows."""
+    found = windows.pooled(examples.windows, predictions['scores'][:, None], self.config.window_pooling)
+    return {'scores': found[:, 0]}
+
   def metrics(self, examples: Examples, predictions: Mapping[str, np.ndarray]) -> dict[str, Any]:
-    return metrics.regression(examples.extra['labels'], predictions['scores'])
+    return metrics.regression(windows.of_rows(examples, 'labels'), predictions['scores'])
+
+  def resampled(self, examples: Examples, predictions: Mapping[str, np.ndarray]) -> counted.Counted:
+    """The scalars of `metrics` over rows that stand there so many times."""
+    return counted.regression(windows.of_rows(examples, 'labels'), predictions['scores'])
 
   def records(self, rows: Sequence[Mapping[str, Any]], predictions: Mapping[str, np.ndarray]) -> Iterator[dict]:
     c = self.config

@@ -3,8 +3,22 @@
 A task file exposes `OBJECTIVE` (the name of the usual one), `Config`, `columns(config) -> Columns` (what it reads of
 the data, `ftlib/data/labels.py`) and `build(config, *, train, known) -> Task` over the training rows and the label list
 that a stored run or the data come with. A task whose answers are generated has `generation`, `asked`, `prompts` and
-`judged` besides (`ftlib/tasks/generate.py`): `Run.evaluate` generates, and adds `prediction`. Where `HEADLESS` is
-true, the model needs no new parameters for its head.
+`judged` besides (`ftlib/tasks/generate.py`): `Run.evaluate` generates, and adds `prediction`. One whose rows may be cut
+into windows (`Examples.windows`) has `combined(examples, predictions)`, those of windows as those of rows, and these
+are what `metrics` and `records` get. One that tunes something on the validation split (`task.threshold`) has
+`tuned(examples, predictions)`, these predictions with it, and a field `thresholds` (`ftlib/thresholds.py`). Where
+`HEADLESS` is true, the model needs no new parameters for its head.
+
+What eval.py and `ftlib.predict` ask of every task has a general answer, and a task may have a better one:
+
+* rows without labels (`unlabelled`): `placeholder(row)` is a label that stands in, which no prediction depends on; by
+  default the first of the label list, or 0.
+* intervals, slices and comparisons (`ftlib/resampling.py`): `resampled(examples, predictions) -> Counted`, the scalars
+  of `metric_names` over rows that stand there so many times (`ftlib/evals/counted.py` has those of classes and scores,
+  and `sums` for what follows from sums over rows); by default `metrics` of the rows themselves, which is exact and
+  slow. For that, what of `Examples.host` is of single rows or documents is a list or an array of them.
+
+So `metrics` may depend on a row only by what `examples` and `predict` keep of it, and not on the order of the rows.
 """
 
 from __future__ import annotations
@@ -17,6 +31,7 @@ import numpy as np
 
 from ftlib.base.types import Batch, Head, Outputs
 from ftlib.data.batches import Examples
+from ftlib.data.labels import Columns
 
 
 class Task(Protocol):
@@ -43,3 +58,10 @@ class Task(Protocol):
 
   def records(self, rows: Sequence[Mapping[str, Any]], predictions: Mapping[str, np.ndarray]) -> Iterator[dict]:
     """One JSON object a row for the predictions file: `id`, `label`, `prediction`, `text` and more."""
+
+
+def unlabelled(task: Task, rows: Sequence[Mapping[str, Any]], columns: Columns) -> list[dict[str, Any]]:
+  """The rows with a placeholder for a label, whatever label they have, to be predicted."""
+  usual = task.labels[0] if len(task.labels) else 0.0
+  placeholder = getattr(task, 'placeholder', lambda row: usual)
+  return [{**row, columns.label: placeholder(row)} for row in rows]

@@ -82,6 +82,23 @@ def test_other_ranks(trained, values, config):
   np.testing.assert_array_equal(loaded(built)['head/out/kernel'], values[1]['head/out/kernel'])
 
 
+def test_what_trained_the_source(trained, workdir):
+  """Schedule-free sources are refused, their parameters are not what was judged; gone code from outside is a note."""
+  path = workdir.with_name('first')
+  shutil.copytree(trained.folder, path)
+  settings = json.loads((path / 'config.json').read_text())
+
+  def build(name):
+    settings['optim']['name'] = name
+    (path / 'config.json').write_text(json.dumps(settings))
+    return runs.build(trained.config(model__adapter=str(path)))
+
+  with pytest.raises(InputError, match='was trained with schedule_free_adamw, which evaluates with a mean'):
+    build('schedule_free_adamw')
+  assert any('gone_lab.gone cannot be imported here' in n for n in build('gone_lab.gone').notes)
+  assert not any('cannot be imported' in n for n in build('adamw').notes)
+
+
 def test_a_run_from_an_adapter(trained, values, data, workdir, capsys):
   """It trains, resumes and is evaluated, the last two without the folder that it started from."""
   path = workdir.with_name('first')

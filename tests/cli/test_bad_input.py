@@ -215,7 +215,7 @@ MODELS = {
   'config is not JSON': (lambda f: (f / 'config.json').write_text('{'), ['config.json is not JSON', 'line 1']),
   'model_type': (
     lambda f: change_config(f, model_type='brt'),
-    ["config.json: model_type='brt'", 'did you mean "bert"?', 'known: bert'],
+    ["config.json: model_type='brt'", 'did you mean "bert"?', 'known: albert'],
   ),
   'unknown key': (
     lambda f: change_config(f, rope_theta=10000),

@@ -8,7 +8,8 @@ import sys
 
 import pytest
 
-from ftlib import fine_tune, judge
+from ftlib import fine_tune, judge, judge_file
+from ftlib.analysis import Options
 from ftlib.base.errors import Diverged, Stopped
 from tests.cli.conftest import ROOT, one_screen
 
@@ -189,7 +190,7 @@ WRONG = [
   ([CONFIG, '--config.method.name=lroa'], ["method.name='lroa'", 'did you mean "lora"?', 'ftlib/peft']),
   ([CONFIG, '--config.optim.name=adamw_'], ["optim.name='adamw_'", 'did you mean "adamw"?', 'known: adadelta']),
   ([CONFIG, '--config.task.name=clasify'], ["task.name='clasify'", 'did you mean "classify"?', 'ftlib/tasks']),
-  ([CONFIG, '--config.objective.name=x'], ["objective.name='x'", 'known: classification']),
+  ([CONFIG, '--config.objective.name=x'], ["objective.name='x'", 'known: choice, classification']),
   (['--config=configs/quickstrat.py'], ['there is no file', 'did you mean "quickstart.py"?', 'classify.py']),
   (['--config=configs/quickstart'], ['there is no file', 'did you mean "quickstart.py"?']),
   (['--config=confgis/quickstart.py'], ['there is no folder', 'confgis']),
@@ -308,10 +309,22 @@ def test_eval_flags(program, fails, monkeypatch):
   monkeypatch.setattr(judge, 'run', lambda workdir, **more: got.append((workdir, more)))
   assert program('eval.py', '--workdir=w').status == 0
   assert program('eval.py', '--checkpoint=4', '--workdir=w', '--split=validation').status == 0
+  more = ('--bootstrap=0', '--slices=length,genre', '--calibrate=validation', '--against=v')
+  assert program('eval.py', '--workdir=w', *more).status == 0
   assert got == [
-    ('w', {'split': 'test', 'checkpoint': 'best'}),
-    ('w', {'split': 'validation', 'checkpoint': '4'}),
+    ('w', {'split': 'test', 'checkpoint': 'best', 'options': Options()}),
+    ('w', {'split': 'validation', 'checkpoint': '4', 'options': Options()}),
+    ('w', {'split': 'test', 'checkpoint': 'best', 'options': Options(0, ('length', 'genre'), 'validation', 'v')}),
   ]
+  got.clear()
+  monkeypatch.setattr(judge_file, 'run', lambda workdir, **more: got.append((workdir, more)))
+  assert program('eval.py', '--workdir=w', '--file=a.csv', '--on_bad_row=skip', '--bootstrap=7').status == 0
+  assert got == [('w', {'file': 'a.csv', 'checkpoint': 'best', 'skip': True, 'options': Options(7)})]
+  fails('--workdir=w', '--file=a', '--split=train', words=['--split and --file'], name='eval.py')
+  fails('--workdir=w', '--on_bad_row=skip', words=['with --file', 'data.on_bad_row'], name='eval.py')
+  fails('--workdir=w', '--bootstrap=-1', words=['--bootstrap=-1', '0 for no intervals'], name='eval.py')
+  fails(CONFIG, '--slices=length', words=['--slices goes with --workdir alone'], name='eval.py')
+  fails('--workdir=w', '--adapters=a=b', '--against=v', words=['--against goes with'], name='eval.py')
   fails('--config.data.path=x', '--workdir=w', words=['changes a config, and there is none'], name='eval.py')
   fails('--config=configs/quickstart.py', '--workdir=w', words=['--config judges', 'are of runs'], name='eval.py')
   fails('--workdir=w', '--output=x', words=['--output goes with --config'], name='eval.py')

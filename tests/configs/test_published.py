@@ -174,7 +174,7 @@ def test_the_dry_run_prints_one_screen():
 
 def test_the_dry_run_refuses_what_it_cannot_know():
   s = load('preference', 'model=HuggingFaceTB/SmolLM2-135M')
-  with pytest.raises(InputError, match=r'task\.name=preference: its batches hold'):
+  with pytest.raises(InputError, match=r'task\.name=preference: its rows hold several documents'):
     built(s)
 
 

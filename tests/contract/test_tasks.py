@@ -1,36 +1,56 @@
 """What every task of ftlib/tasks keeps, found by listing the folder, and one from outside that has no label column.
 
-A task added tomorrow is held to all of this by its file alone; labels of a new kind need a line in `LABELS`.
+A task added tomorrow is held to all of this by its file alone; labels of a new kind need a line in `LABELS`. Where a
+task's rows, right answers (by document) or weights are of another form, `tests/contract/gold_TASK.py` says so, by
+functions `rows(count, seed)`, `config(c)` (which changes it), `answered(built, split, noise)` and `weight(examples)`,
+each of which may be missing.
 """
 
 from __future__ import annotations
 
+import dataclasses
+import functools
+import importlib
 import json
+import pathlib
 
 import jax
 import numpy as np
 import pytest
 
-from ftlib import fine_tune, judge, recipe, run, show
+from ftlib import fine_tune, judge, recipe, resampling, run, show, stream
+from ftlib.analysis import Options
 from ftlib.base import lookup
 from ftlib.base.types import Outputs
 from ftlib.data import batches
+from ftlib.data.incoming import Incoming
 from ftlib.data.labels import CHECKS, Columns
+from ftlib.data.sources import subset
 from tests import tiny
 
 OUTSIDE = 'tests.outside.odd_task'
 ALL = (*lookup.names('tasks'), OUTSIDE)
 HEADLESS = lambda n: getattr(lookup.component('tasks', n, field='task.name'), 'HEADLESS', False)  # noqa: E731
-TASKS = [n for n in ALL if not HEADLESS(n)]  # tests/tasks/test_language.py has those of language models
 LABELS = {  # kind -> the label of a row of `tiny.rows`
   'class': lambda row: row['label'],
   'score': lambda row: len(row['text']) / 20 + (row['label'] == 'good'),
 }
+FOUND = (p.stem for p in pathlib.Path(__file__).parent.glob('gold_*.py'))
+GOLD = {stem.removeprefix('gold_'): importlib.import_module(f'tests.contract.{stem}') for stem in FOUND}
+TASKS = [n for n in ALL if n in GOLD or not HEADLESS(n)]  # tests/tasks/test_language.py has those of language models
 
 
 @pytest.fixture(scope='module', params=TASKS)
 def name(request):
   return request.param
+
+
+def plain_rows(columns, count, seed):
+  rows = []
+  for own, other in zip(tiny.rows(count, seed), tiny.rows(count, seed + 9)):
+    row = dict(zip(columns.texts, (own['text'], other['text'])))
+    rows.append(row | ({columns.label: LABELS[columns.kind](own)} if columns.label else {}))
+  return rows
 
 
 @pytest.fixture(scope='module')
@@ -39,13 +59,12 @@ def config(name, tiny_bert, tmp_path_factory):
   module = lookup.component('tasks', name, field='task.name')
   columns, folder = Columns(*module.columns(module.Config())), tmp_path_factory.mktemp('data')
   for seed, (split, count) in enumerate((('train', 96), ('validation', 32), ('test', 24))):
-    rows = []
-    for own, other in zip(tiny.rows(count, seed), tiny.rows(count, seed + 9)):
-      row = dict(zip(columns.texts, (own['text'], other['text'])))
-      rows.append(row | ({columns.label: LABELS[columns.kind](own)} if columns.label else {}))
+    rows = getattr(GOLD.get(name), 'rows', functools.partial(plain_rows, columns))(count, seed)
     (folder / f'{split}.jsonl').write_text(''.join(json.dumps(r) + '\n' for r in rows))
   c = tiny.config(tiny_bert, folder, train__steps=24, train__eval_every=6, optim__learning_rate=2e-2)
   c.task, c.objective = (recipe.component_section(s, n) for s, n in (('task', name), ('objective', module.OBJECTIVE)))
+  c.method.also = '' if HEADLESS(name) else c.method.also
+  getattr(GOLD.get(name), 'config', lambda c: None)(c)
   return c
 
 
@@ -59,7 +78,13 @@ def scalars(metrics):
 
 
 def answered(built, split, *, noise=0.0):
-  """The predictions of logits that say what the labels say, but for some noise."""
+  """The predictions, by row, of logits that say what the labels say, but for some noise."""
+  examples = built.examples[split]
+  got = getattr(GOLD.get(built.settings.names['task']), 'answered', plain_answers)(built, split, noise)
+  return got if examples.windows is None else built.task.combined(examples, got)
+
+
+def plain_answers(built, split, noise):
   labels = built.examples[split].extra['labels']
   exact = np.eye(built.task.head.classes)[labels] * 40 if labels.dtype.kind == 'i' else labels[..., None]
   exact = exact + noise * exact.std() * np.random.default_rng(0).normal(size=exact.shape)
@@ -68,7 +93,9 @@ def answered(built, split, *, noise=0.0):
 
 
 def test_kinds_of_labels_have_rows_here():
-  assert set(LABELS) == set(CHECKS) - {'messages'}  # of language models
+  modules = [lookup.component('tasks', n, field='task.name') for n in GOLD if hasattr(GOLD[n], 'rows')]
+  own = {Columns(*m.columns(m.Config())).kind for m in modules}
+  assert set(LABELS) | own == set(CHECKS) - {'messages'} | {'class'}  # 'messages' are of language models
 
 
 @pytest.mark.parametrize('split', ['train', 'validation', 'test'])
@@ -102,10 +129,10 @@ def test_records_hold_the_answers(built):
   assert len({r['id'] for r in records}) == len(records)
 
 
-def test_padding_and_order_do_not_change_a_prediction(built):
+def test_padding_and_order_do_not_change_a_prediction(built, name):
   own, frozen = built.load()
   examples, pad = built.examples['validation'], built.tokenizer.pad_token_id
-  longest = int(examples.tokens.lengths.max())
+  longest = int(examples.lengths.max())
 
   def over(numbers, *, size, edge):
     """(predictions by row, sums of the objective) in batches of `size` rows of `edge` tokens."""
@@ -126,10 +153,12 @@ def test_padding_and_order_do_not_change_a_prediction(built):
   wide, again = over(numbers[::-1], size=len(numbers) - 3, edge=longest + 11)  # the last batch has rows of padding
   for n, x in tight.items():
     assert np.asarray(x).std() > 0
-    np.testing.assert_allclose(wide[n], x, rtol=0, atol=2e-5, err_msg=n)
-  for n, pair in sums.items():
-    np.testing.assert_allclose(again[n], pair, rtol=1e-5, err_msg=n)
-  assert sums['loss'][1] == pytest.approx(len(numbers))
+    same = wide[n][:, : x.shape[1]] if x.ndim > 1 else wide[n]  # what is said of tokens is as long as the rows
+    np.testing.assert_allclose(same, x, rtol=0, atol=2e-5, err_msg=n)
+  for n, pair in sums.items():  # what compares the rows of a batch is of the batch
+    if not getattr(built.settings.modules['objective'], 'COUPLED', False):
+      np.testing.assert_allclose(again[n], pair, rtol=1e-5, err_msg=n)
+  assert sums['loss'][1] == pytest.approx(getattr(GOLD.get(name), 'weight', len)(examples))
 
 
 def test_it_trains_and_is_evaluated(config, name, tmp_path, capsys):
@@ -137,7 +166,7 @@ def test_it_trains_and_is_evaluated(config, name, tmp_path, capsys):
   rows = [json.loads(line) for line in (tmp_path / 'run' / 'metrics.jsonl').read_text().splitlines()]
   losses = [r['loss'] for r in rows if r['split'] == 'train']
   assert np.mean(losses[-3:]) < 0.8 * losses[0]
-  metrics = judge.run(str(tmp_path / 'run'), split='test', checkpoint='last')
+  metrics = judge.run(str(tmp_path / 'run'), split='test', checkpoint='last', options=Options(bootstrap=10))
   stored = json.loads((tmp_path / 'run' / 'eval' / 'test.json').read_text())
   assert stored['metrics']['loss'] == metrics['loss']
   best = json.loads((tmp_path / 'run' / 'summary.json').read_text())['best_metric']
@@ -150,3 +179,50 @@ def test_it_trains_and_is_evaluated(config, name, tmp_path, capsys):
   assert built.task.about in capsys.readouterr().out
   page = (tmp_path / 'run' / 'report.html').read_text()
   assert 'Results on test' in page
+
+
+def test_rows_of_a_file_with_labels_and_without(config, built, tmp_path, monkeypatch):
+  """Without labels the predictions are the same, and in pieces the metrics; the run's data need not be there."""
+  bare = run.build(config, labels=[*built.task.labels], data=False)
+  assert bare.task.head == built.task.head
+  module, file = built.settings.modules['task'], pathlib.Path(config.data.path) / 'test.jsonl'
+  columns = Columns(*module.columns(built.settings.task))
+  plain = tmp_path / 'plain.jsonl'
+  rows = [json.loads(line) for line in file.read_text().splitlines()]
+  plain.write_text(''.join(json.dumps({k: v for k, v in r.items() if k != columns.label}) + '\n' for r in rows))
+  source = stream.Stream(built, *built.load())
+
+  def answers(path, **labelled):
+    return list(dataclasses.replace(source, **labelled).over(Incoming(str(path), columns.texts)))
+
+  [(_, _, want)] = answers(file, labelled=True)
+  [(read, _, got)] = answers(plain)
+  assert want.keys() == got.keys()
+  for name, x in want.items():
+    np.testing.assert_array_equal(got[name], x, err_msg=name)
+  records = list(built.task.records(read, got))
+  assert [r['prediction'] for r in records] == [r['prediction'] for r in built.task.records(read, want)]
+  monkeypatch.setattr(stream, 'PIECE', 7)
+  parts = answers(file, labelled=True)
+  assert sum(len(r) for r, _, _ in parts) == len(rows)
+  examples = resampling.joined([e for _, e, _ in parts], tokens=False)
+  metrics = built.task.metrics(examples, resampling.joined_predictions([p for _, _, p in parts]))
+  examples = built.examples['test'].unpacked
+  for name, value in scalars(built.task.metrics(examples, want)).items():
+    assert metrics[name] == pytest.approx(value, abs=1e-5), name
+
+
+def test_metrics_of_resampled_rows(built):
+  """Over rows that are drawn several times they are those of a split in which the rows stand so often."""
+  examples, rows, names = built.examples['train'].unpacked, built.dataset.splits['train'], built.task.metric_names
+  predictions = answered(built, 'train', noise=0.7)
+  counted = resampling.resampled(built.task, examples, predictions, rows)
+  got, want = counted(np.ones(len(rows), int)), built.task.metrics(examples, predictions)
+  assert {n: got[n] for n in names} == pytest.approx({n: want[n] for n in names})
+  if getattr(built.settings.modules['objective'], 'COUPLED', False):
+    return  # rows are compared with each other, and fewer of them are another question
+  counts = np.random.default_rng(0).integers(0, 3, len(rows))
+  drawn = np.repeat(np.arange(len(rows)), counts)
+  again = built.task.examples(subset(rows, drawn), built.tokenizer, limit=built.limit)
+  got, want = counted(counts), built.task.metrics(again, {n: x[drawn] for n, x in predictions.items()})
+  assert {n: got[n] for n in names} == pytest.approx({n: want[n] for n in names})

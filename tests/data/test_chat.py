@@ -271,6 +271,7 @@ def test_an_assistant_may_begin(tokenizer):
   assert supervised(tokenizer, got) == ['hello<|im_end|>', TALK[4]['content'] + '<|im_end|>']
 
 
+@pytest.mark.packages
 def test_the_real_template_of_a_packaged_model():
   """SmolLM2's own, which brings a system turn of its own where there is none."""
   from ftlib.io import hf

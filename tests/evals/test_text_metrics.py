@@ -28,7 +28,8 @@ def test_the_same_text_is_best_by_all():
   texts = ['the cat sat on the mat today', 'forty two is the answer 42']
   found = m.scores(['bleu', 'chrf', 'rouge', 'exact', 'f1'], texts, [[t] for t in texts])
   assert found == pytest.approx(
-    {'bleu': 100, 'chrf': 100, 'rouge1': 1, 'rouge2': 1, 'rougeL': 1, 'exact_match': 1, 'token_f1': 1}
+    {'bleu': 100, 'chrf': 100}
+    | dict.fromkeys(('rouge1', 'rouge2', 'rougeL', 'exact_match', 'answer_match', 'token_f1'), 1)
   )
 
 
@@ -77,7 +78,43 @@ def test_number_match():
     m.number(['1'], [['one']])
 
 
+def test_the_same_chinese_text_is_best_by_all():
+  texts = ['我的房间在楼上的左边。', '他有 3 台 iPhone 吗？']
+  found = m.scores(['bleu_zh', 'ter', 'ter_zh', 'rouge_zh', 'f1_zh'], texts, [[t] for t in texts])
+  ones = ('rouge1_zh', 'rouge2_zh', 'rougeL_zh', 'answer_match_zh', 'token_f1_zh')
+  wanted = {'bleu_zh': 100, 'ter': 0, 'ter_zh': 0, **dict.fromkeys(ones, 1)}
+  assert found == pytest.approx(wanted)
+
+
+def test_bleu_by_characters():
+  """8 characters of which the fifth is wrong: 7 of 8, 5 of 7 pairs, 3 of 6, 1 of 5; sacrebleu's own tokenizer sees one
+  word."""
+  text, reference = '我的房间也楼上边', '我的房间在楼上边'
+  wanted = 100 * (7 / 8 * 5 / 7 * 3 / 6 * 1 / 5) ** 0.25
+  assert m.scores(['bleu_zh'], [text], [[reference]])['bleu_zh'] == pytest.approx(wanted, abs=1e-6)
+  assert m.scores(['bleu'], [text], [[reference]])['bleu'] == 0
+
+
+def test_edit_rate_by_hand():
+  """One word for another and one missing, of 6; a shift of a stretch is one edit, however long; the nearest reference
+  counts, over the mean length."""
+  rate = lambda *pair: m.scores(['ter'], [pair[0]], [pair[1:]])['ter']  # noqa: E731
+  assert rate('the cat sat in mat', 'the cat sat on the mat') == pytest.approx(100 * 2 / 6)
+  assert rate('c d e a b', 'a b c d e') == pytest.approx(100 * 1 / 5)
+  assert rate('a b', 'x y z', 'a b c') == pytest.approx(100 * 1 / 3)
+  assert m.scores(['ter_zh'], ['我不去'], [['我也不去']])['ter_zh'] == pytest.approx(25)
+
+
+def test_rouge_by_characters():
+  """'我爱猫' of '我爱你的猫': 3 of 3 and 5; one pair of 2 and 4; in order 3."""
+  found = m.scores(['rouge_zh'], ['我爱猫！'], [['我爱你的猫']])
+  assert found == pytest.approx({'rouge1_zh': 2 * 3 / 8, 'rouge2_zh': 2 * 1 / 6, 'rougeL_zh': 2 * 3 / 8})
+  assert m.rouge_zh(['用 GPT-4 写'], [['用 gpt 4写']])['rougeL_zh'] == 1
+
+
 def test_token_f1():
+  assert m.f1(['the Cat!'], [['dog', 'cat']])['answer_match'] == 1
+  assert m.f1_zh(['在北京。'], [['北京']]) == {'answer_match_zh': 0, 'token_f1_zh': pytest.approx(2 * 2 / 5)}
   assert m.f1(['The cat, sat'], [['a cat sat down']])['token_f1'] == pytest.approx(2 * 2 / 5)
   assert m.f1(['', 'x'], [['the'], ['']])['token_f1'] == 0.5
 
@@ -94,6 +131,12 @@ def test_of_the_texts_alone():
     'length_ratio': 1.0,
     'empty': 0.5,
   }
+
+
+def test_a_chinese_character_is_a_word():
+  assert m.distinct(['好好学习'], [])['distinct_1'] == 3 / 4
+  assert m.distinct(['好好学习'], [])['distinct_2'] == 1
+  assert m.length(['我有 iPhone'], [['我有手机']])['length_ratio'] == 3 / 4
 
 
 def test_perplexity():

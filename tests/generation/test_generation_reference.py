@@ -16,7 +16,7 @@ from ftlib.generation.generator import Generator
 from ftlib.generation.sampling import Sampling
 from ftlib.generation.settings import Settings
 from ftlib.io import hf
-from ftlib.models import llama
+from ftlib.models import gpt2, llama
 from tests.generation.conftest import byte_tokenizer
 
 pytestmark = pytest.mark.reference
@@ -27,8 +27,6 @@ SIZES = {'vocab_size': 259, 'num_hidden_layers': 2, 'initializer_range': 0.5}
 @pytest.fixture(scope='module', params=['llama', 'gpt2'])
 def pair(request, tmp_path_factory):
   """(transformers' model, a function that gives a Generator for settings)."""
-  import importlib
-
   torch = pytest.importorskip('torch')
   transformers = pytest.importorskip('transformers')
   if request.param == 'llama':
@@ -44,13 +42,8 @@ def pair(request, tmp_path_factory):
       ),
     )
   else:
-    try:
-      family = importlib.import_module('ftlib.models.gpt2')
-    except ModuleNotFoundError:
-      pytest.skip('there is no gpt2 yet')
-    config = transformers.GPT2Config(
-      **{**SIZES, 'initializer_range': 0.3}, n_embd=32, n_head=4, n_layer=2, n_positions=64
-    )
+    values = {**SIZES, 'initializer_range': 0.3}
+    family, config = gpt2, transformers.GPT2Config(**values, n_embd=32, n_head=4, n_layer=2, n_positions=64)
   config.eos_token_id = EOS
   config.bos_token_id = config.pad_token_id = 256
   torch.manual_seed(0)

@@ -207,6 +207,7 @@ def smollm2():
   return pathlib.Path(spec.submodule_search_locations[0]) / SMOLLM2
 
 
+@pytest.mark.packages
 def test_the_real_tokenizer_cuts_digits(smollm2):
   ours = tokens.load(smollm2)
   assert ours.convert_ids_to_tokens(ours('a 1   23')['input_ids']) == ['a', 'Ġ', '1', 'ĠĠĠ', '2', '3']
@@ -217,6 +218,7 @@ def test_the_real_tokenizer_cuts_digits(smollm2):
 
 
 @pytest.mark.reference
+@pytest.mark.packages
 def test_the_real_tokenizer_is_that_of_transformers(smollm2):
   """Save for blanks before digits: transformers has no pre-tokenizer of the name smollm, and takes GPT-2's."""
   theirs = transformers.AutoTokenizer.from_pretrained(smollm2.parent, gguf_file=smollm2.name)

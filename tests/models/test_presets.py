@@ -10,10 +10,11 @@ import pytest
 
 from ftlib.base import lookup, trees
 from ftlib.base.types import Head
-from ftlib.models import stack
+from ftlib.models import heads, stack
 from ftlib.models.presets import PRESETS
 from ftlib.objectives import classification, language
 from ftlib.peft import lora
+from ftlib.run import stored_info
 
 # Parameters of a language model, or of an encoder without a head, as its model card or transformers counts them.
 KNOWN = {
@@ -62,6 +63,24 @@ KNOWN = {
   'FacebookAI/roberta-large': 355_359_744 - 1_049_600,
   'FacebookAI/xlm-roberta-base': 278_043_648 - 590_592,
   'distilbert/distilbert-base-uncased': 66_362_880,
+  'google/electra-small-discriminator': 13_483_008,
+  'google/electra-base-discriminator': 108_891_648,
+  'google/electra-large-discriminator': 334_092_288,
+  'albert/albert-base-v2': 11_683_584,
+  'albert/albert-large-v2': 17_683_968,
+  'albert/albert-xlarge-v2': 58_724_864,
+  'albert/albert-xxlarge-v2': 222_595_584,
+  'xlnet/xlnet-base-cased': 116_718_336,
+  'xlnet/xlnet-large-cased': 360_268_800,
+  'microsoft/deberta-v2-xlarge': 884_593_152,
+  'microsoft/deberta-v2-xxlarge': 1_564_549_632,
+  'microsoft/deberta-v3-xsmall': 70_682_112,
+  'microsoft/deberta-v3-small': 141_304_320,
+  'microsoft/deberta-v3-base': 183_831_552,
+  'microsoft/deberta-v3-large': 434_012_160,
+  'microsoft/mdeberta-v3-base': 278_218_752,
+  'answerdotai/ModernBERT-base': 149_014_272,
+  'answerdotai/ModernBERT-large': 394_781_696,
 }
 ROWS, LENGTH = 2, 16
 
@@ -95,12 +114,15 @@ LARGEST = {PRESETS[n]['model_type']: n for n in sorted(PRESETS, key=KNOWN.get)} 
 def test_a_preset_trains_at_its_full_size(name):
   """The shapes of a step's gradients with LoRA, of layers that are scanned, without a weight."""
   lm = 'lm' in families()[PRESETS[name]['model_type']].MODEL_TYPES[PRESETS[name]['model_type']]
-  plain = made(name, Head('lm') if lm else Head('classify', 3))
+  module = families()[PRESETS[name]['model_type']]
+  pooling = heads.pooling(module, module.from_hf(PRESETS[name]))
+  plain = made(name, Head('lm') if lm else Head('classify', 3, pooling))
   method = lora.build(lora.Config(also='' if lm else '^head/'), plain)
   info = method.model.info()
   dtype = lambda n: jnp.float32 if method.trains(n) else jnp.bfloat16  # noqa: E731
   shapes = {n: jax.ShapeDtypeStruct(i.shape, dtype(n)) for n, i in info.items()}
-  own, frozen = trees.split(stack.stack(trees.unflatten(shapes), [(0, plain.config.layers)]), trained(method))
+  _, runs = stored_info(method, method.trains, scan=True)  # a first layer may be unlike the others
+  own, frozen = trees.split(stack.stack(trees.unflatten(shapes), runs), trained(method))
   names = ('tokens', 'positions', 'segments', 'types', 'targets')
   batch = {n: jax.ShapeDtypeStruct((ROWS, LENGTH), jnp.int32) for n in names}
   batch |= {n: jax.ShapeDtypeStruct((ROWS,), jnp.int32) for n in ('rows', 'labels')}
@@ -115,7 +137,7 @@ def test_a_preset_trains_at_its_full_size(name):
   value, grads = jax.eval_shape(jax.value_and_grad(loss), own, frozen, batch)
   assert (value.shape, value.dtype) == ((), jnp.float32)
   assert jax.tree.map(lambda x: x.shape, grads) == jax.tree.map(lambda x: x.shape, own)
-  assert len(jax.tree.leaves(grads)) == 4 + (0 if lm else sum(n.startswith('head/') for n in info))
+  assert len(jax.tree.leaves(grads)) == 4 * len(runs) + (0 if lm else sum(n.startswith('head/') for n in info))
 
 
 def trained(method):

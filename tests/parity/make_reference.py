@@ -22,6 +22,7 @@ import numpy as np
 import torch
 import transformers
 from reference import (
+  BILSTM,
   CLASSES,
   DATA,
   DECODER_HEADS,
@@ -29,18 +30,14 @@ from reference import (
   HEADS,
   LABELS,
   TINY,
+  auto_class,
   checksum,
   inputs,
+  moved,
   scale_of,
   weights,
 )
 
-AUTO = {
-  'none': transformers.AutoModel,
-  'classify': transformers.AutoModelForSequenceClassification,
-  'mlm': transformers.AutoModelForMaskedLM,
-  'lm': transformers.AutoModelForCausalLM,
-}
 SENTENCES = (
   'A dull plot, but the actors are superb.',
   'Rain is expected on Tuesday.',
@@ -48,8 +45,10 @@ SENTENCES = (
 )
 # Gradients are stored for word embeddings, the first layer's query and the classifier's last product.
 GRADIENTS = re.compile(
-  r'(word_embeddings|embed_tokens|wte|layer\.0\..*(query|q_lin)|layers\.0\..*q_proj|h\.0\..*c_attn|'
-  r'^classifier(\.out_proj)?|^score)\.weight$'
+  r'(word_embeddings?|embed_tokens|tok_embeddings|wte|layer\.0\..*\.(query|query_proj|q_lin)|layers\.0\..*q_proj|'
+  r'h\.0\..*c_attn|layers\.0\.attn\.Wo|logits_proj|'
+  r'albert_layer_groups\.0\.albert_layers\.0\..*query|'
+  r'^classifier(\.out_proj)?|^score)\.weight$|layer\.0\.rel_attn\.q$'
 )
 OUTPUTS = ('last_hidden_state', 'pooler_output', 'logits')
 Arrays = dict[str, np.ndarray]
@@ -65,6 +64,7 @@ def main() -> None:
   args.out.mkdir(parents=True, exist_ok=True)
   files = {f'{case}_{head}': partial(tiny_reference, case, head) for case in TINY for head in HEADS}
   files |= {f'{case}_{head}': partial(tiny_reference, case, head) for case in DECODERS for head in DECODER_HEADS}
+  files['bilstm'] = lstm_reference
   files['minilm_real'] = partial(minilm_reference, args.minilm)
   files['optim_loss'] = lambda: {**optimizer_reference(), **cross_entropy_reference()}
   for name, make in files.items():
@@ -97,8 +97,9 @@ def tiny_reference(case: str, head: str) -> Arrays:
   """The outputs of one tiny model, and for the classifier a loss and three gradients."""
   model, described = build(case, head)
   batch = inputs(case)
-  out = model(**tensors(batch))
-  computed = {name: array(out[name]) for name in OUTPUTS if name in out}
+  kind, mask = model.config.model_type, batch['attention_mask']
+  out = model(**tensors(moved(kind, batch, mask)))
+  computed = moved(kind, {name: array(out[name]) for name in OUTPUTS if name in out}, mask, back=True)
   if head == 'lm':
     computed['logits'] = np.where(batch['attention_mask'][..., None] > 0, computed['logits'], 0)
   if head == 'classify':
@@ -113,7 +114,8 @@ def build(case: str, head: str) -> tuple[torch.nn.Module, Arrays]:
   labels = {'num_labels': CLASSES} if head == 'classify' else {}
   config = transformers.AutoConfig.for_model(values['model_type'], **copy.deepcopy(settings), **labels)
   # Eager attention is the plain formula; SDPA differs from it in rounding only.
-  model = AUTO[head].from_config(config, attn_implementation='eager', dtype=torch.float32).eval()
+  auto = getattr(transformers, auto_class(values['model_type'], head))
+  model = auto.from_config(config, attn_implementation='eager', dtype=torch.float32).eval()
   tied = dict(model._tied_weights_keys or {}) if config.tie_word_embeddings else {}
   shapes = {name: tuple(value.shape) for name, value in model.state_dict().items()}
   drawn = weights({name: shape for name, shape in shapes.items() if name not in tied}, scale_of(values))
@@ -145,6 +147,43 @@ def loss_and_gradients(model: torch.nn.Module, logits: torch.Tensor) -> Arrays:
   if len(gradients) != 3:
     raise ValueError(f'expected 3 gradients, got {list(gradients)}')
   return {'labels': np.array(LABELS, np.int32), 'loss': array(loss), **gradients}
+
+
+def lstm_reference() -> Arrays:
+  """The states of torch.nn.LSTM over packed rows, where it ended, and the gradients of the states' weighted sum."""
+  c = BILSTM
+  size = c['hidden_size']
+  options = {'num_layers': c['num_hidden_layers'], 'bidirectional': True, 'batch_first': True}
+  model = torch.nn.ModuleDict(
+    {
+      'embedding': torch.nn.Embedding(c['vocab_size'], c['embedding_size']),
+      'lstm': torch.nn.LSTM(c['embedding_size'], size, **options),
+    }
+  )
+  shapes = {name: tuple(value.shape) for name, value in model.state_dict().items()}
+  drawn = weights(shapes, scale_of(c))
+  fill(model, drawn, {})
+  rng, lengths = np.random.default_rng(0), np.array([9, 1, 5])
+  mask = np.arange(11) < lengths[:, None]
+  ids = np.where(mask, rng.integers(1, c['vocab_size'], mask.shape), 0)
+  toward = rng.normal(size=(*mask.shape, 2 * size)).astype(np.float32)
+  x = torch.nn.utils.rnn.pack_padded_sequence(
+    model['embedding'](torch.from_numpy(ids)), torch.from_numpy(lengths), batch_first=True, enforce_sorted=False
+  )
+  packed, (ends, _) = model['lstm'](x)
+  states = torch.nn.utils.rnn.pad_packed_sequence(packed, batch_first=True, total_length=mask.shape[1])[0]
+  (states * torch.from_numpy(toward)).sum().backward()
+  texts = {'config': c, 'shapes': shapes, 'tied': {}}
+  return {
+    **{key: np.array(json.dumps(value)) for key, value in texts.items()},
+    'checksum': np.array(checksum(drawn)),
+    'input_ids': ids.astype(np.int32),
+    'attention_mask': mask.astype(np.int32),
+    'toward': toward,
+    'last_hidden_state': array(states),
+    'pooler_output': array(torch.cat([ends[-2], ends[-1]], 1)),
+    **{f'grad/{name}': array(p.grad) for name, p in model.named_parameters()},
+  }
 
 
 def minilm_reference(folder: Path) -> Arrays:

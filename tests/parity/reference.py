@@ -21,11 +21,20 @@ import numpy as np
 
 DATA = Path(__file__).parent / 'data'
 HEADS = ('none', 'classify', 'mlm')
+AUTO = {
+  'none': 'AutoModel',
+  'classify': 'AutoModelForSequenceClassification',
+  'tag': 'AutoModelForTokenClassification',
+  'span': 'AutoModelForQuestionAnswering',
+  'mlm': 'AutoModelForMaskedLM',
+  'lm': 'AutoModelForCausalLM',
+}
 CLASSES = 3
 LABELS = (0, 2, 1)
 LENGTHS = (8, 6, 4)
 DECODER_HEADS = ('lm', 'classify')
 DECODER_LENGTHS = (16, 9, 7)
+LEFT = ('xlnet',)  # model types whose last column transformers reads, so that rows are padded in front
 FIRST_WORD = 5  # lower ids are special tokens in every family here
 
 _BERT = {
@@ -69,6 +78,76 @@ _DISTILBERT = {
   'pad_token_id': 0,
 }
 
+_ELECTRA = {**_BERT, 'model_type': 'electra', 'embedding_size': 20}
+_ALBERT = {
+  **_BERT,
+  'model_type': 'albert',
+  'num_hidden_layers': 3,
+  'embedding_size': 20,
+  'hidden_act': 'gelu_new',
+  'classifier_dropout_prob': 0.1,
+}
+
+_XLNET = {
+  'model_type': 'xlnet',
+  'n_layer': 2,
+  'd_model': 32,
+  'n_head': 4,
+  'd_inner': 48,
+  'vocab_size': 120,
+  'ff_activation': 'gelu',
+  'dropout': 0.1,
+  'pad_token_id': 5,
+}
+_DEBERTA = {
+  **{k: v for k, v in _BERT.items() if k != 'type_vocab_size'},
+  'model_type': 'deberta-v2',
+  'relative_attention': True,
+  'pos_att_type': 'p2c|c2p',
+}
+_DEBERTA_V2 = {  # as few of v3's switches as can be, and the convolution
+  **_DEBERTA,
+  'type_vocab_size': 2,
+  'max_relative_positions': 6,
+  'conv_kernel_size': 3,
+  'conv_act': 'gelu',
+  'legacy': False,
+}
+_DEBERTA_V3 = {
+  **_DEBERTA,
+  'type_vocab_size': 0,
+  'position_biased_input': False,
+  'position_buckets': 8,
+  'share_att_key': True,
+  'norm_rel_ebd': 'layer_norm',
+}
+_MODERNBERT = {
+  'model_type': 'modernbert',
+  'num_hidden_layers': 3,
+  'hidden_size': 32,
+  'num_attention_heads': 4,
+  'intermediate_size': 48,
+  'vocab_size': 120,
+  'max_position_embeddings': 40,
+  'local_attention': 4,
+  'global_rope_theta': 100.0,
+  'local_rope_theta': 10.0,
+  'pad_token_id': 0,
+}
+_MODERNBERT_BIASES = {
+  **{k: v for k, v in _MODERNBERT.items() if 'theta' not in k},
+  **dict.fromkeys(('attention_bias', 'mlp_bias', 'norm_bias', 'classifier_bias'), True),
+  'num_hidden_layers': 2,
+  'decoder_bias': False,
+  'classifier_pooling': 'mean',
+  'hidden_activation': 'silu',
+  'layer_types': ['sliding_attention', 'full_attention'],
+  'rope_parameters': {
+    'full_attention': {'rope_type': 'linear', 'factor': 4.0, 'rope_theta': 100.0},
+    'sliding_attention': {'rope_type': 'default', 'rope_theta': 10.0},
+  },
+}
+
 # Tiny models by case name, as the config.json of a Hugging Face folder.
 TINY = {
   'bert': _BERT,
@@ -79,6 +158,15 @@ TINY = {
   'ernie': {**_ERNIE, 'use_task_id': True},
   'ernie_no_task': {**_ERNIE, 'use_task_id': False},
   'distilbert': _DISTILBERT,
+  'electra': _ELECTRA,
+  'electra_wide': {**_ELECTRA, 'embedding_size': 32},
+  'albert': _ALBERT,
+  'albert_groups': {**_ALBERT, 'num_hidden_layers': 5, 'num_hidden_groups': 2, 'inner_group_num': 2},
+  'xlnet': _XLNET,
+  'deberta_v2': _DEBERTA_V2,
+  'deberta_v3': _DEBERTA_V3,
+  'modernbert': _MODERNBERT,
+  'modernbert_biases': _MODERNBERT_BIASES,
 }
 
 _LLAMA = {
@@ -137,6 +225,16 @@ _GPT2 = {
   'eos_token_id': 2,
 }
 
+# An LSTM in both directions over word vectors, as PyTorch has it.
+BILSTM = {
+  'model_type': 'bilstm',
+  'vocab_size': 40,
+  'embedding_size': 12,
+  'hidden_size': 8,
+  'num_hidden_layers': 2,
+  'pad_token_id': 0,
+}
+
 # Tiny decoders by case name; windows (5) are shorter than the rows.
 DECODERS = {
   'llama': _LLAMA,
@@ -169,7 +267,7 @@ def _weight(name: str, shape: tuple[int, ...], scale: float) -> np.ndarray:
 
 def scale_of(config: Mapping[str, object]) -> float:
   """The scale of a case's weights: decoders' are large enough that attention is far from even."""
-  return 0.25 if config['model_type'] in {c['model_type'] for c in DECODERS.values()} else 0.1
+  return 0.25 if config['model_type'] in {c['model_type'] for c in (*DECODERS.values(), BILSTM)} else 0.1
 
 
 def checksum(tensors: Mapping[str, np.ndarray]) -> int:
@@ -197,7 +295,33 @@ def inputs(case: str) -> dict[str, np.ndarray]:
   if config.get('type_vocab_size', 1) > 1:
     second = np.arange(mask.shape[1]) >= np.array(lengths)[:, None] // 2
     out['token_type_ids'] = second & mask
+  if config['model_type'] in LEFT:  # the last token is of a type of its own
+    out['token_type_ids'] = (np.arange(mask.shape[1]) >= 2) + (ids == 4)
   return {name: value.astype(np.int32) for name, value in out.items()}
+
+
+def moved(
+  kind: str, arrays: Mapping[str, np.ndarray], mask: np.ndarray, *, back: bool = False
+) -> dict[str, np.ndarray]:
+  """Arrays [B, L, ...] with the padding of rows in front, where transformers wants it there for a model type; `back`
+  undoes it."""
+  if kind not in LEFT:
+    return dict(arrays)
+  by = (-1 if back else 1) * (mask == 0).sum(1)
+  roll = lambda x: np.stack([np.roll(row, n, axis=0) for row, n in zip(x, by)])  # noqa: E731
+  return {name: roll(x) if x.shape[:2] == mask.shape else x for name, x in arrays.items()}
+
+
+def auto_class(model_type: str, head: str) -> str:
+  """The class of transformers that makes a model with a head."""
+  if model_type == 'xlnet' and head == 'mlm':
+    return 'AutoModelForCausalLM'  # what it calls a head over the vocabulary there
+  return AUTO[head]
+
+
+def pooling(config: Mapping[str, object]) -> str:
+  """What the class head of transformers reads."""
+  return 'last' if config['model_type'] in LEFT else str(config.get('classifier_pooling', 'cls'))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from folders import batch_of, head_of, load, longer
 from numpy.testing import assert_allclose, assert_array_equal
-from reference import CLASSES, DATA, HEADS, TINY, weights
+from reference import CLASSES, DATA, HEADS, TINY, pooling, weights
 from reference import load as stored
 
 from ftlib.base import trees
@@ -24,7 +24,7 @@ from ftlib.models import bert, stack
 from ftlib.objectives import classification
 
 TOLERANCE = 1e-5
-FAMILIES = ('bert', 'roberta', 'xlm_roberta', 'ernie', 'distilbert')  # one case of each
+FAMILIES = ('bert', 'roberta', 'xlm_roberta', 'ernie', 'distilbert', 'electra', 'albert')  # one case of each
 PAD = 3  # more tokens of padding
 
 close = functools.partial(assert_allclose, rtol=0, atol=TOLERANCE)
@@ -42,9 +42,10 @@ class Ready:
     self.batch = batch_of(self.ref.arrays)
     self.real = self.batch['segments'] > 0
 
-  def load(self, pooling='cls', **options):
+  def load(self, pool='', **options):
     kind = self.folder.name.rpartition('-')[2]
-    return load(self.folder, head_of(kind, classes=CLASSES, pooling=pooling), **options)
+    head = head_of(kind, classes=CLASSES, pooling=pool or pooling(self.ref.config))
+    return load(self.folder, head, **options)
 
   @functools.cached_property
   def out(self):
@@ -73,12 +74,13 @@ def test_outputs_are_those_of_transformers(ready, case, kind):
     close(r.out.hidden[r.real], r.ref['last_hidden_state'][r.real])
     if r.model.config.pooler:
       close(r.out.pooled, r.ref['pooler_output'])
-    else:
+    elif pooling(r.ref.config) == 'cls':
       assert_array_equal(r.out.pooled, r.out.hidden[:, 0])
   elif kind == 'classify':
     close(r.out.logits, r.ref['logits'])
   else:
-    close(r.out.logits[r.real], r.ref['logits'][r.real])
+    assert r.out.logits is None
+    close(r.out.unembed(r.out.hidden[r.real]), r.ref['logits'][r.real])
 
 
 @each_case
@@ -206,7 +208,7 @@ def test_documents_packed_in_a_row_are_as_each_alone(ready, case):
 @pytest.mark.parametrize('case', ['bert', 'roberta', 'distilbert'])
 def test_mean_pooling_is_the_mean_of_the_real_tokens_put_through_the_head(ready, case):
   r = ready(case, 'classify')
-  mean = r.load(pooling='mean')
+  mean = r.load('mean')
   out = mean.run(r.batch)
   w = {n: x.astype(np.float64) for n, x in r.ref.tensors().items()}
   dense = lambda name, x: x @ w[f'{name}.weight'].T + w[f'{name}.bias']  # noqa: E731
@@ -224,7 +226,7 @@ def test_mean_pooling_is_the_mean_of_the_real_tokens_put_through_the_head(ready,
 # How it is computed.
 
 
-@pytest.mark.parametrize('case', ['bert', 'roberta', 'distilbert'])
+@pytest.mark.parametrize('case', ['bert', 'roberta', 'distilbert', 'albert', 'xlnet', 'deberta_v3', 'modernbert'])
 def test_bfloat16_compute_stays_near_float32(ready, case):
   r = ready(case, 'classify')
   half = r.load(compute=jnp.bfloat16)
@@ -300,6 +302,7 @@ def minilm():
     return hf.resolve(f'package:{package}/model'), dict(arrays)
 
 
+@pytest.mark.packages
 def test_minilm_has_the_same_tokens(minilm):
   folder, ref = minilm
   got = tokens.encode(tokens.load(folder), [str(s) for s in ref['sentences']], None, limit=512)
@@ -310,6 +313,7 @@ def test_minilm_has_the_same_tokens(minilm):
   assert got.truncated == 0
 
 
+@pytest.mark.packages
 def test_minilm_has_the_same_hidden_states(minilm):
   folder, ref = minilm
   got = load(folder, Head())

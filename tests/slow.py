@@ -1,0 +1,45 @@
+"""Tests that are left to `make test-slow`: whole runs, and what one case in `make test` stands for.
+
+Patterns of node ids; a whole function may as well have `@pytest.mark.slow` where it is. What is here takes some 9
+minutes of one core, and `make test` is to stay below a quarter of an hour on two.
+"""
+
+import re
+
+PATTERNS = (
+  r'cli/test_adapter\.py::test_the_encoder_alone',
+  r'cli/test_adapters?\.py::test_(each_computes_what_its_own_run_does\[unroll|upon_a_run|a_run_from_an_adapter|it_is_evaluated_and_exported)',
+  r'cli/test_attribute\.py::test_shares_sum_to_the_difference_of_logits\[decoder\]',
+  r'cli/test_export_language\.py::test_(a_template_of_the_run|a_gguf_base)',
+  r'cli/test_export_peft\.py::test_the_command',
+  r'cli/test_generate\.py::test_a_run_is_scored_by_its_answers',
+  r'cli/test_merge\.py::test_the_command',
+  r'cli/test_preference_run\.py::test_a_run_that_goes_on',
+  r'cli/test_scratch\.py::test_a_run_is_judged_resumed',
+  r'contract/test_tasks\.py::test_it_trains_and_is_evaluated\[(?!classify)',
+  r'evals/test_report_run\.py::test_answers_before_and_after',
+  r'examples/test_optimizer_example\.py::test_the_readme_tells',
+  r'generation/test_generator\.py::test_virtual_tokens',
+  r'models/test_(relative|small)_encoders\.py::test_(a_method_starts_as_the_base|padding_changes_nothing|packed_documents).*\[.*-(?!lora)',
+  r'models/test_peft_on_decoders\.py::test_cached_decoding_with_an_adapter.*\[(prompt|prefix)',
+  r'models/test_presets\.py::test_a_preset_trains_at_its_full_size',
+  r'models/test_relative_encoders\.py::test_every_other_method_finds_its_place',
+  r'parity/test_models\.py::test_scanned_and_rematerialised_layers',
+  r'peft/test_gradual\.py::test_(one_compile_a_stage_and_shape|rates_fall_by_layer)',
+  r'peft/test_prompts\.py::test_every_document_of_a_packed_row_sees_the_prefix\[prefix',
+  r'peft/test_sparse\.py::test_(movers_are_those|choices_of_a_run)',
+  r'resume/test_restart\.py::test_the_end_is_the_same_to_the_bit',
+  r'sharding/test_twenty_steps\.py::.*\[full\]',
+  r'tasks/test_language\.py::test_it_trains_and_is_evaluated\[(?!sft)',
+  r'tasks/test_mask\.py::test_(it_trains_and_is_evaluated|a_task_starts_from_the_run)',
+  r'tasks/test_multilabel\.py::test_thresholds_are_those_of_validation',
+  r'tasks/test_score\.py::test_it_is_judged_as_it_is_and_then_trained',
+  r'train/test_mixout\.py::test_a_run_starts_as_without',
+  r'train/test_private\.py::test_(epsilon_is_dp_accountings|a_run_is_private)',
+  r'train/test_whole_run\.py::test_averages_are_evaluated_side_by_side',
+)
+
+
+def slow(nodeid: str) -> bool:
+  """Whether a test is left to `make test-slow`."""
+  return any(re.search(p, nodeid) for p in PATTERNS)

@@ -1,0 +1,108 @@
+"""Vectors of texts: two documents of a row are as each alone, ranks and duplicates, exports, and what is refused."""
+
+from __future__ import annotations
+
+import json
+
+import jax
+import numpy as np
+import pytest
+
+from ftlib import export, fine_tune, recipe, run
+from ftlib.base import trees
+from ftlib.base.errors import InputError
+from ftlib.data import batches
+from ftlib.tasks import embed, retrieve
+from tests import tiny
+
+
+@pytest.fixture(scope='module')
+def data(tmp_path_factory):
+  folder = tmp_path_factory.mktemp('pairs')
+  for seed, (split, count) in enumerate((('train', 24), ('validation', 12))):
+    rows = zip(tiny.rows(count, seed), tiny.rows(count, seed + 5))
+    lines = [{'text_a': a['text'], 'text_b': b['text'], 'score': i % 6} for i, (a, b) in enumerate(rows)]
+    (folder / f'{split}.jsonl').write_text(''.join(json.dumps(r) + '\n' for r in lines))
+  return folder
+
+
+@pytest.fixture(scope='module')
+def config(tiny_bert, data):
+  def make(task='embed', **values):
+    c = recipe.recipe(task=task, method='lora', optim='adamw')
+    small = tiny.config(tiny_bert, data, train__steps=2, train__eval_every=2)
+    for section in ('model', 'data', 'train', 'mesh', 'checkpoint'):
+      c[section] = small[section]
+    for name, value in values.items():
+      section, field = name.split('__')
+      c[section][field] = value
+    return c
+
+  return make
+
+
+def test_each_text_is_as_by_itself(config):
+  built = run.build(config())
+  own, frozen = built.load()
+  assert not [n for n in built.info if n.startswith(('head/', 'pooler/'))]
+  there, apply = built.examples['validation'], jax.jit(built.method.model.apply)
+  packed = batches.collate(there, range(12), size=12, edges=built.edges, pad_id=0)
+  together = apply(trees.join(own, frozen), packed).pooled
+  alone = batches.collate(
+    batches.Examples(there.tokens, {}), range(24), size=24, edges=(int(there.tokens.lengths.max()),), pad_id=0
+  )
+  hidden = np.asarray(apply(trees.join(own, frozen), alone).hidden)
+  for i, (x, real) in enumerate(zip(hidden, alone['segments'] > 0)):
+    np.testing.assert_allclose(together[i // 2, i % 2], x[real].mean(0), atol=2e-5)
+
+
+def test_scores_and_cosines(config):
+  built = run.build(config(task__opposites=True, task__highest=10.0))
+  found = built.examples['validation'].extra
+  np.testing.assert_allclose(found['cosines'], found['labels'] / 5 - 1, atol=1e-6)
+  got = built.task.metrics(built.examples['validation'], {'cosine': found['cosines']})
+  assert got['mae'] == pytest.approx(0, abs=1e-6)
+  assert 'cosines from -1 to 1 for scores from 0 to 10' in built.task.about
+  records = [*built.task.records(built.dataset.splits['validation'], {'cosine': found['cosines']})]
+  assert {'cosine', 'prediction', 'label', 'text', 'pair'} <= set(records[0])
+  with pytest.raises(InputError, match=r'lowest=5 and task\.highest=5'):
+    embed.build(embed.Config(lowest=5.0), train=[{'score': 5.0}], known=None)
+
+
+def test_ranks_by_hand():
+  """Texts 0 and 1 have the same answer; text 2 stands there twice, with two answers; the last is second best."""
+  asked = np.array([[1.0, 0], [0.9, 0.1], [0, 1], [0, 1], [0.6, 0.8]])
+  answer = np.array([[1.0, 0], [1, 0], [0.1, 0.9], [0, 1], [0.8, 0.5]])
+  texts = np.array([[0, 10], [1, 10], [2, 11], [2, 12], [3, 13]])
+  places, first = retrieve.ranked(asked, answer, texts)
+  assert places.tolist() == [1, 1, 1, 1, 1]
+  assert first.tolist() == [0, 0, 3, 3, 4]
+  places, first = retrieve.ranked(asked, answer[[0, 0, 3, 2, 2]], texts)
+  assert places.tolist() == [1, 1, 1, 1, 2]
+  assert first.tolist() == [0, 0, 2, 2, 2]
+  texts[3, 0] = 4  # another text of the same vector: now the other answer is wrong for it
+  assert retrieve.ranked(asked, answer[[0, 0, 3, 2, 2]], texts)[0].tolist()[:4] == [1, 1, 1, 2]
+
+
+def test_the_same_text_has_the_same_number(config):
+  task = retrieve.build(retrieve.Config(negative='c'), train=None, known=None)
+  rows = [{'text_a': 'x', 'text_b': 'y', 'c': 'z'}, {'text_a': 'y', 'text_b': 'z', 'c': 'x'}]
+  assert task._numbers(rows, ['text_a', 'text_b', 'c']).tolist() == [[0, 1, 2], [1, 2, 0]]
+  assert task.head.documents == 3
+
+
+def test_micro_batches_are_refused_where_rows_are_compared(config):
+  with pytest.raises(InputError, match=r'train\.accumulate=2 with objective\.name=contrastive.*compares the rows'):
+    run.build(config('retrieve', train__accumulate=2))
+  assert run.build(config(train__accumulate=2)).settings.train.accumulate == 2
+
+
+def test_an_export_for_sentence_transformers(config, tmp_path):
+  fine_tune.run(config(), str(tmp_path / 'run'))
+  assert export.export(tmp_path / 'run', tmp_path / 'out') < 1e-4
+  read = lambda name: json.loads((tmp_path / 'out' / name).read_text())  # noqa: E731
+  assert read('config.json')['architectures'] == ['BertModel']
+  assert [m['type'].rpartition('.')[2] for m in read('modules.json')] == ['Transformer', 'Pooling', 'Normalize']
+  pooling = read('1_Pooling/config.json')
+  assert pooling['word_embedding_dimension'] == 32
+  assert [k for k, v in pooling.items() if v is True] == ['pooling_mode_mean_tokens']

@@ -21,10 +21,11 @@ RATES = {
   'gradual': 1.8e-3,  # 0.765
   'head': 0.27,  # 0.670
   'hira': 2.7e-2,  # 0.797
+  'houlsby': 3e-3,  # 0.780
+  'ia3': 6e-2,  # 0.795
   # not yet
   'last_n': 3e-4,
   'norm': 5e-3,
-  'ia3': 2e-2,
   'prefix': 1e-2,
   'p_tuning_v2': 1e-2,
   'prompt': 3e-2,

@@ -10,7 +10,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from ftlib.base.errors import InputError, listing
+from ftlib.base.errors import InputError, did_you_mean, listing
 from ftlib.data import chat
 from ftlib.data.sources import Rows
 
@@ -146,6 +146,14 @@ FAULTS: Mapping[str, Callable[[Any], str]] = {  # kind -> what is wrong with a v
   'messages': chat.fault,
   'tags': tags_fault,
 }
+
+
+def unknown_label(label: Any, values: Sequence[str], known: Sequence[str], *, where: str, rest: str) -> str:
+  """What is said of a label that a run does not know: the first one, all `values` of that kind, and the list."""
+  return (
+    f"{where}: label {label!r} is not in the run's label list{did_you_mean(str(label), known)} {rest}\n"
+    f'  labels here that are unknown:\n{listing(values, limit=5)}\n  label list: {", ".join(known[:20])}'
+  )
 
 
 def _mapped(splits: Splits, column: str, change: Callable[[Any], Any]) -> Splits:

@@ -9,12 +9,12 @@ from typing import Any
 import jax
 import numpy as np
 
-from ftlib.base.errors import InputError, did_you_mean, listing
+from ftlib.base.errors import InputError
 from ftlib.base.settings import setting
 from ftlib.base.types import Batch, Head, Outputs
 from ftlib.data import sampling, windows
 from ftlib.data.batches import Examples
-from ftlib.data.labels import Columns
+from ftlib.data.labels import Columns, unknown_label
 from ftlib.data.preparation import label_values
 from ftlib.evals import counted, metrics, thresholds
 
@@ -112,15 +112,12 @@ class Classify:
   def _unknown(self, rows: Any, unknown: list[int]) -> str:
     values = sorted({str(rows[i][self.config.label]) for i in unknown})
     names = [str(l) for l in self.labels]
-    where = rows.where(unknown[0])
     hint = ''
     if any(v in names for v in values):
       kinds = type(self.labels[0]).__name__, type(rows[unknown[0]][self.config.label]).__name__
       hint = f'\n  the same labels as {kinds[0]} in the training data are {kinds[1]} here'
-    return (
-      f"{where}: label {values[0]!r} is not in the run's label list{did_you_mean(values[0], names)} "
-      f'({len(unknown)} such rows){hint}\n  labels here that are unknown:\n{listing(values, limit=5)}\n'
-      f'  label list: {", ".join(names[:20])}'
+    return unknown_label(
+      values[0], values, names, where=rows.where(unknown[0]), rest=f'({len(unknown)} such rows){hint}'
     )
 
   def predict(self, outputs: Outputs, batch: Batch) -> dict[str, jax.Array]:

@@ -11,13 +11,13 @@ from typing import Any
 import jax
 import numpy as np
 
-from ftlib.base.errors import InputError, did_you_mean, listing
+from ftlib.base.errors import InputError
 from ftlib.base.settings import setting
 from ftlib.base.types import Batch, Head, Outputs
 from ftlib.data import sampling, windows
 from ftlib.data.batches import Examples
 from ftlib.data.columns import Kind
-from ftlib.data.labels import Columns
+from ftlib.data.labels import Columns, unknown_label
 from ftlib.evals import counted, multilabel_metrics, thresholds
 
 OBJECTIVE = 'multilabel'
@@ -125,12 +125,8 @@ class Multilabel:
   def _unknown(self, rows: Any, first: int, label: Any) -> str:
     names, known = [str(l) for l in self.labels], set(self.labels)
     count = sum(not known.issuperset(row[self.config.label]) for row in rows)
-    values = {str(v) for row in rows for v in row[self.config.label] if v not in known}
-    return (
-      f"{rows.where(first)}: label {label!r} is not in the run's label list{did_you_mean(str(label), names)} "
-      f'({count} rows have such)\n  labels here that are unknown:\n{listing(sorted(values), limit=5)}\n'
-      f'  label list: {", ".join(names[:20])}'
-    )
+    values = sorted({str(v) for row in rows for v in row[self.config.label] if v not in known})
+    return unknown_label(label, values, names, where=rows.where(first), rest=f'({count} rows have such)')
 
   def predict(self, outputs: Outputs, batch: Batch) -> dict[str, jax.Array]:
     return {'probabilities': jax.nn.sigmoid(outputs.logits.astype(np.float32))}

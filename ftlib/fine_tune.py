@@ -88,7 +88,8 @@ def _train(
   if not done:
     samples.begin(now.own, frozen)
   stream = batches.feed(built.batch, done, built.steps)
-  hooks, probe = watched.hooks(built, where), watched.probe(built)
+  evaluations = watched.Evaluations(built, progress)
+  hooks, probe = watched.hooks(built, where, evaluations), watched.probe(built)
   if probe is not None:
     hooks = dataclasses.replace(hooks, before=probe.before, measure=probe.measure)
   last = loop.fit(
@@ -97,7 +98,7 @@ def _train(
   log.close()
   step = checkpoints.best() or int(last.step)
   best = built.evaluated(state.restored(checkpoints.restore(state.storable(built.abstract_state), step=step).state))
-  metrics, predictions = built.evaluate(best, frozen, 'validation')
+  metrics, predictions = evaluations.of(best, frozen, step)
   folder.write_evaluation(where, built, 'validation', metrics, predictions, step)
   speed = progress.tokens / progress.seconds if progress.seconds else None
   spent = regularised.spent(built, int(last.step))

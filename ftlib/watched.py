@@ -22,12 +22,32 @@ from ftlib.train.state import TrainState
 FAULTS = 'nonfinite'  # a folder in the run folder
 
 
-def hooks(run: Run, workdir: pathlib.Path) -> loop.Hooks:
+class Evaluations:
+  """Evaluates a run on validation; of the weights that "best" goes by it keeps what was found at the best step and at
+  the last one, so that it need not be computed again when training has ended."""
+
+  def __init__(self, run: Run, progress: loop.Progress) -> None:
+    self._run, self._progress = run, progress
+    self._kept: dict[int, tuple[dict[str, Any], dict[str, np.ndarray]]] = {}
+
+  def __call__(self, own: Params, frozen: Params, name: str, step: int) -> dict[str, Any]:
+    """The metrics at a step, `name` as they are logged."""
+    found = self._run.evaluate(own, frozen, 'validation')
+    if name == split(self._run.settings.checkpoint.weights):
+      self._kept = {k: v for k, v in self._kept.items() if k == self._progress.best_step} | {step: found}
+    return found[0]
+
+  def of(self, own: Params, frozen: Params, step: int) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """(metrics, predictions) of a step's parameters, computed only where they are not kept."""
+    return self._kept.get(step) or self._run.evaluate(own, frozen, 'validation')
+
+
+def hooks(run: Run, workdir: pathlib.Path, evaluate: Evaluations) -> loop.Hooks:
   """The loop's hooks, without probes."""
   first = next(iter(run.optimizer.parts.values()))
   falls = first.config.schedule == 'plateau'
   return loop.Hooks(
-    evaluate=lambda own, frozen: run.evaluate(own, frozen, 'validation')[0],
+    evaluate=evaluate,
     learning_rate=lambda i, scale: float(first.schedule(i)) * (scale if falls else 1.0),
     name_rows=functools.partial(_named, run),
     variants=functools.partial(_variants, run),

@@ -64,8 +64,8 @@ class Progress:
 
 @dataclasses.dataclass(frozen=True)
 class Hooks:
-  """What the loop calls: `evaluate(own, frozen) -> metrics`; `learning_rate(step, rate_scale)`;
-  `name_rows(row numbers)`.
+  """What the loop calls: `evaluate(own, frozen, split, step) -> metrics`, `split` as it is logged and `step` the last
+  one done; `learning_rate(step, rate_scale)`; `name_rows(row numbers)`.
 
   `variants(state) -> {split as it is logged: parameters}` says what is evaluated side by side. `before(state)` is
   called before each step that is evaluated after, and `measure(state, frozen) -> metrics` after it. `norms(squares)`
@@ -73,7 +73,7 @@ class Hooks:
   were not finite and says where.
   """
 
-  evaluate: Callable[[Params, Params], dict[str, Any]]
+  evaluate: Callable[[Params, Params, str, int], dict[str, Any]]
   learning_rate: Callable[[int, float], float]
   name_rows: Callable[[np.ndarray], list[str]]
   variants: Callable[[TrainState], dict[str, Params]] = lambda state: {'validation': state.own}
@@ -109,7 +109,7 @@ def fit(
   if plan.plateau_factor < 1:
     watch.rate_scale = float(state.rate_scale)
   if plan.eval_start and not done:
-    _log(log, 0, start := {'validation': hooks.evaluate(state.own, frozen)})
+    _log(log, 0, start := {'validation': hooks.evaluate(state.own, frozen, 'validation', 0)})
     log.say(f'step 0  validation {plan.metric} {start["validation"][plan.metric]:.4f}  (before training)')
   with Signals() as signals:
     while done < plan.steps and not progress.out_of_patience(plan):
@@ -130,7 +130,7 @@ def fit(
       metric = None
       if evaluates:
         try:
-          found = {split: hooks.evaluate(own, frozen) for split, own in hooks.variants(state).items()}
+          found = {n: hooks.evaluate(own, frozen, n, done) for n, own in hooks.variants(state).items()}
         except Diverged as e:
           raise watch.diverged(f'step {done}: {e}', rows) from None
         first = next(iter(found))

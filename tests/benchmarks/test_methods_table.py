@@ -29,7 +29,14 @@ def args(tmp_path):
     for split, count in (('train', 90), ('validation', 30)):
       lines = [json.dumps({'text': f'{split} {i}'}) for i in range(count)]
       (tmp_path / 'data' / name / f'{split}.jsonl').write_text('\n'.join(lines) + '\n')
-  fields = {'data': tmp_path / 'data', 'rows': 40, 'judged': 20, 'results': tmp_path, 'again': False}
+  fields = {
+    'data': tmp_path / 'data',
+    'rows': 40,
+    'judged': 20,
+    'results': tmp_path,
+    'again': False,
+    'readme': tmp_path / 'README.md',
+  }
   more = {'methods': 'lora,full', 'datasets': 'sst2,stsb', 'reference_python': 'python'}
   return argparse.Namespace(**fields, **more)
 
@@ -73,7 +80,7 @@ def test_what_is_flagged(methods, ours, theirs, flagged):
   apart = 100 * (sum(ours) - sum(theirs)) / 3
   assert (f'**sst2 {apart:+.1f}**' in line) is flagged
   assert ('| none |' in line) is not flagged
-  assert '0.800 ± 0.0' in line
+  assert ('| 80.0 ± 0.0 / 7' in line) or ('| 80.0 ± 5.0 / 7' in line)
 
 
 def test_table_has_a_column_for_every_cell(methods):
@@ -83,7 +90,8 @@ def test_table_has_a_column_for_every_cell(methods):
   assert len({line.count('|') for line in lines}) == 1
   assert [line.split('|')[1].strip() for line in lines] == ['method', '---', 'lora', 'full']
   assert '| 2.00 MB | 3.00 MB | 0.50 | 1.25 | 1.50 GB |' in lines[2]
-  assert 'stsb spearman, PEFT' in lines[0]
+  assert 'stsb spearman, PEFT beside it' in lines[0]
+  assert lines[2].split('|')[3:5] == [' 10.0 ± 0.0 ', '  ']
 
 
 def test_what_is_there_is_not_measured_again(methods, args, monkeypatch):
@@ -115,6 +123,7 @@ def test_what_is_there_is_not_measured_again(methods, args, monkeypatch):
   assert [what for what, _ in calls] == ['full (quality)', 'full (PEFT)']
   stored = [json.loads(line) for line in (args.results / 'methods.jsonl').read_text().splitlines()]
   assert [r['method'] for r in stored].count('lora') == 4
+  assert {(r['rows'], r['judged']) for r in stored} == {(40, 20)}
 
 
 def test_a_process_that_fails_is_shown_and_gives_what_it_measured(methods, capsys):

@@ -243,7 +243,7 @@ def _of_peft(
 ) -> Adapter:
   parts = parts_of(settings.model.adapter_parts)
   info, there = model.info(), source.ours.get('labels')
-  notes = peft_folder.check_base(source, base.fingerprint, settings.model.pretrained)
+  notes = peft_folder.check_base(source, base.fingerprint, settings.model.pretrained, base.folder)
 
   def left(name: str, shape: tuple[int, ...]) -> bool:
     if part(name) not in parts:
@@ -258,8 +258,7 @@ def _of_peft(
     module, config = settings.modules['method'], settings.method
     notes += peft_folder.check_method(source, settings.names['method'], module, config, model)
     form = peft_folder.form_of_folder(source, module, config, model)
-    keys = {n: form.prefix + h for n, h in model.hf_names().items()}
-    saved = tuple(n for n in form.saved if part(n) in parts or keys[n] in source.weights.where)
+    saved = tuple(n for n in form.saved if part(n) in parts or form.key(n) in source.weights.where)
     flat = peft_folder.values(source, dataclasses.replace(form, saved=saved), skip=left)
   else:
     flat = _without_adapter(source, model, left)

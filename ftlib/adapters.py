@@ -132,7 +132,7 @@ class Adapters:
 
   def _of_peft(self, where: pathlib.Path, field: str) -> tuple[str, ModuleType, Any, Flat, list[str]]:
     run, source = self._run, peft_folder.opened(where, field=field)
-    notes = peft_folder.check_base(source, run.base.fingerprint, run.settings.model.pretrained)
+    notes = peft_folder.check_base(source, run.base.fingerprint, run.settings.model.pretrained, run.base.folder)
     if 'labels' in source.ours:
       self._check_labels(source.ours['labels'], field)
     else:

@@ -5,6 +5,8 @@ Importing this file sets the environment; it must come before anything that impo
 
 from __future__ import annotations
 
+import errno
+import importlib.metadata
 import os
 import pathlib
 import re
@@ -16,7 +18,27 @@ from collections.abc import Callable
 from typing import Any
 
 _DEVICES = '--xla_force_host_platform_device_count'
+_PATIENCE = {  # seconds until XLA warns, and until it ends the program
+  '--xla_cpu_collective_call_warn_stuck_timeout_seconds': 120,
+  '--xla_cpu_collective_call_terminate_timeout_seconds': 24 * 3600,
+}
+_TRIED = ('0.10.', '0.11.', '0.12.')  # versions of jaxlib that have these flags: one that it does not know ends it
 _HELP = ('--help', '-help', '-h', '--helpshort', '--helpfull')
+_PATH = 'give a path of the right kind that may be read and written'
+_ROOM = 'make room on the disk; a run goes on from its last checkpoint by the same command'
+_GONE = 'what reads the output has ended; a run goes on from its last checkpoint by the same command'
+_FAULTS = {
+  **dict.fromkeys((errno.EACCES, errno.EPERM, errno.EROFS, errno.EISDIR, errno.ENOTDIR), _PATH),
+  **dict.fromkeys((errno.ENAMETOOLONG, errno.ELOOP), _PATH),
+  **dict.fromkeys((errno.ENOSPC, errno.EDQUOT, errno.EFBIG), _ROOM),
+  **dict.fromkeys((errno.EIO, errno.ESTALE), 'the disk or the network folder fails; try another'),
+  **dict.fromkeys((errno.EMFILE, errno.ENFILE), 'too many files are open; raise the limit with ulimit -n'),
+  errno.EPIPE: _GONE,
+}
+_MEMORY = (
+  'the device has no room: lower train.batch_size and train.eval_batch_size, or raise train.accumulate; '
+  'model.remat=full and precision.frozen=bfloat16 save memory too (python -m ftlib.shapes tells how much is needed)'
+)
 _WRITING = """\
 A config is a Python file with get_config(arg), and takes arguments:  --config=FILE.py:argument=value,argument=value
 or what a run stored:                                                 --config=runs/NAME/config.json
@@ -31,14 +53,20 @@ def _prepare() -> None:
   """Host devices for a CPU run, and the compilation cache. Both yield to what the user has set.
 
   XLA runs a batched product of small matrices on one core, so on a CPU the batch is split over as many host devices as
-  there are cores, up to 4 (`docs/architecture.md` has the measurement). The flag does nothing on a GPU or TPU.
+  there are cores, up to 4 (`docs/architecture.md` has the measurement). These wait for each other, on a busy machine
+  longer than the 40 s after which XLA would end the program. The flags do nothing on a GPU or TPU.
   """
-  flags = os.environ.get('XLA_FLAGS', '')
-  if _DEVICES not in flags:
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
-    os.environ['XLA_FLAGS'] = f'{flags} {_DEVICES}={min(cores, 4)}'.strip()
-  cache = pathlib.Path(os.environ.get('XDG_CACHE_HOME', pathlib.Path.home() / '.cache')) / 'ftlib' / 'jax'
-  os.environ.setdefault('JAX_COMPILATION_CACHE_DIR', str(cache))
+  given = os.environ.get('XLA_FLAGS', '')
+  cores = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
+  flags = {_DEVICES: min(cores, 4)}
+  if importlib.metadata.version('jaxlib').startswith(_TRIED):
+    flags |= _PATIENCE
+  os.environ['XLA_FLAGS'] = ' '.join([given, *(f'{k}={v}' for k, v in flags.items() if k not in given)]).strip()
+  cache = pathlib.Path(os.environ.get('XDG_CACHE_HOME', os.path.expanduser('~/.cache'))) / 'ftlib' / 'jax'
+  if cache.is_absolute() and os.access(
+    next(p for p in (cache, *cache.parents) if os.path.exists(p)), os.W_OK | os.X_OK
+  ):
+    os.environ.setdefault('JAX_COMPILATION_CACHE_DIR', str(cache))  # JAX would warn of each program it cannot keep
   os.environ.setdefault('JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS', '0.5')
   os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '2')
   os.environ.setdefault('TRANSFORMERS_VERBOSITY', 'error')
@@ -71,8 +99,8 @@ def define_config() -> None:
 def run(main: Callable[[], None], argv: list[str] | None = None) -> int:
   """Parses flags, calls `main()`, and gives the exit status.
 
-  0 done, 2 wrong input or config, 3 diverged, 130 and 143 stopped by a signal; 1 is a bug in ftlib. What a user can
-  mend is printed on stderr without a traceback, unless `--traceback` is given.
+  0 done, 2 wrong input or config, or a machine that gives no file or room; 3 diverged, 130 and 143 stopped by a signal;
+  1 is a bug in ftlib. What a user can mend is printed on stderr without a traceback, unless `--traceback` is given.
   """
   from absl import flags
 
@@ -83,6 +111,7 @@ def run(main: Callable[[], None], argv: list[str] | None = None) -> int:
   argv = list(sys.argv if argv is None else argv)
   if 'traceback' not in flags.FLAGS:
     flags.DEFINE_bool('traceback', False, 'show the traceback of an error')
+  shows = any(re.fullmatch(r'--?traceback(=(true|1))?', a) for a in argv)
   try:
     wants_help = any(a in _HELP for a in argv)
     _parse(main, [a for a in argv if a not in _HELP])
@@ -90,15 +119,30 @@ def run(main: Callable[[], None], argv: list[str] | None = None) -> int:
       print(_help(main))
     else:
       main()
-  except FtlibError as e:
-    if any(re.fullmatch(r'--?traceback(=(true|1))?', a) for a in argv):
-      traceback.print_exception(e)
-    print(f'error: {e}', file=sys.stderr)
-    return e.exit_code
   except KeyboardInterrupt:
     print('stopped outside of training; nothing that was saved is lost', file=sys.stderr)
     return 130
+  except Exception as e:
+    text = str(e) if isinstance(e, FtlibError) else _of_the_machine(e)
+    if not text:
+      raise
+    if isinstance(e, BrokenPipeError):  # Python flushes the output once more at the end
+      os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    if shows:
+      traceback.print_exception(e)
+    print(f'error: {text}', file=sys.stderr)
+    return getattr(e, 'exit_code', 2)
   return 0
+
+
+def _of_the_machine(e: Exception) -> str:
+  """What is said of an error that no change of ftlib mends: paths, disk, memory; '' of any other."""
+  if isinstance(e, OSError) and e.errno in _FAULTS:
+    where = f'{os.fsdecode(e.filename)[:300]}: ' if isinstance(e.filename, str | bytes | os.PathLike) else ''
+    return f'{where}{e.strerror}\n  {_FAULTS[e.errno]} (--traceback shows where it came up)'
+  if isinstance(e, RuntimeError) and 'RESOURCE_EXHAUSTED' in str(e):  # JAX's
+    return f'{" ".join(str(e).split())[:300]}\n  {_MEMORY}'
+  return ''
 
 
 def _parse(main: Callable[[], None], argv: list[str]) -> None:

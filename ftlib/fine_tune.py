@@ -10,7 +10,7 @@ from typing import Any
 
 import jax
 
-from ftlib import folder, recipe, reference, regularised, scratch, show, watched
+from ftlib import folder, generators, recipe, reference, regularised, scratch, show, watched
 from ftlib import run as runs
 from ftlib.base import trees
 from ftlib.base.errors import InputError, did_you_mean
@@ -29,7 +29,7 @@ def run(config: Any, workdir: str | None) -> dict[str, Any]:
   """Trains by a config in a folder and gives the metrics of the best checkpoint on validation."""
   if config is None:
     raise InputError('give a config: --config=configs/quickstart.py')
-  if not workdir:
+  if not (workdir and str(workdir).strip()):
     raise InputError('give the folder to write to: --workdir=runs/NAME')
   where = pathlib.Path(workdir).expanduser()
   folder.check_free(where)
@@ -39,6 +39,7 @@ def run(config: Any, workdir: str | None) -> dict[str, Any]:
     resumes = bool(checkpoints.steps())
   built = runs.build(folder.started(values, where) if resumes else values)
   plan, planned = _plan(built), regularised.spent(built, built.steps)
+  generators.check(built)
   folder.check(where, values, built)
   own, frozen = built.load()
   reference.read(built, where) if resumes else reference.compute(built, own, frozen)

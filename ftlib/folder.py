@@ -34,9 +34,13 @@ _OURS = (
 
 
 def check_free(workdir: pathlib.Path) -> None:
-  """Raises `InputError` where the folder is a file, or in use by another process. Changes nothing."""
-  if workdir.exists() and not workdir.is_dir():
+  """Raises `InputError` where the folder is a file, cannot be written, or is in use by another process. Changes
+  nothing."""
+  if os.path.exists(workdir) and not workdir.is_dir():
     raise InputError(f'--workdir={workdir} is a file; give a folder')
+  place = next(p for p in (workdir.absolute(), *workdir.absolute().parents) if os.path.exists(p))
+  if not os.path.isdir(place) or not os.access(place, os.W_OK | os.X_OK):
+    raise InputError(f'cannot write to run folder {workdir}: {place} is no folder that may be written; give another')
   files.Lock.check(workdir)
 
 

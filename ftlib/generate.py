@@ -24,6 +24,7 @@ from ftlib import run as runs
 from ftlib.base.errors import InputError
 from ftlib.data import chat, tokens
 from ftlib.data.literal import literal
+from ftlib.data.sources import Rows
 from ftlib.generation import settings as checks
 from ftlib.generation.generator import Generator, Text
 from ftlib.generation.settings import Settings
@@ -35,46 +36,64 @@ _QUIT, _RESET = '/quit', '/reset'
 @dataclasses.dataclass(frozen=True)
 class Speaker:
   """A generator with what makes prompts of rows and of conversations. `task` is a run's of sft or generate, else None.
-  `template`: whether texts of others go through the chat template. `system`: what conversations begin with."""
+  `template`: whether texts of others go through the chat template. `system`: what conversations begin with.
+  `chat_template`: another template than the run's or the tokenizer's, by its name or file."""
 
   generator: Generator
   tokenizer: Any
   task: Any = None
   template: bool = False
   system: str = ''
+  chat_template: str = ''
 
   def prompts(self, rows: Sequence[Mapping[str, Any]], field: str) -> list[list[int]]:
-    """Token ids of the prompts that rows hold in a column: texts, or conversations to go on with."""
-    out, c = [], self.task.config if self.task is not None else None
-    for row in rows:
-      value = row[field]
-      if not value:
-        raise InputError('a prompt is empty: it has nothing that a model could go on from; give a text')
-      if not isinstance(value, str):
-        out.append(self.conversation(value))
-      elif c is not None and c.form != 'messages':
-        given = {c.input: row.get(c.input, '')} if c.form == 'instruction' else {}
-        asked = {**given, getattr(c, c.fields[0]): value, getattr(c, c.fields[1]): '-'}
-        if c.template == 'chat':
-          out.append(self.conversation([{'role': 'user', 'content': self.task.question(asked)}]))
-        else:
-          out += self.task.prompts([asked], self.tokenizer)
-      elif c is not None or self.template:
-        out.append(self.conversation([{'role': 'user', 'content': value}]))
-      else:
-        front = tokens.frame(self.tokenizer)[0] if self.tokenizer.eos_token_id is not None else []
-        out.append([*front, *literal(self.tokenizer).text([value])[0].ids])
+    """Token ids of the prompts that rows hold in a column: texts, or conversations to go on with.
+
+    Raises `InputError`, naming the row, for one that is neither, or leaves too few of the model's positions.
+    """
+    where, out = getattr(rows, 'where', lambda i: f'prompt {i}' if len(rows) > 1 else 'the prompt'), []
+    for i, row in enumerate(rows):
+      try:
+        out.append(self._prompt(row, row[field], where(i)))
+      except ValueError as e:
+        raise InputError(f'{where(i)}: {e}') from e
+      self.generator.check(out[i], where=where(i))
     return out
 
-  def conversation(self, turns: Sequence[Mapping[str, str]]) -> list[int]:
-    """Token ids of a conversation up to where the assistant answers."""
+  def _prompt(self, row: Mapping[str, Any], value: Any, where: str) -> list[int]:
+    """The token ids of a prompt. Raises `ValueError` where it is none."""
+    c = self.task.config if self.task is not None else None
+    if not value:
+      raise ValueError('the prompt is empty: it has nothing that a model could go on from; give a text')
+    if not isinstance(value, str):
+      return self.conversation(chat.asked(value), where)
+    if c is not None and c.form != 'messages':
+      more = (row.get(c.input) or '') if c.form == 'instruction' else ''
+      if not isinstance(more, str):
+        raise ValueError(f'"{c.input}" is the {type(more).__name__} {repr(more)[:60]}, but a text is a string')
+      asked = {c.input: more, getattr(c, c.fields[0]): value, getattr(c, c.fields[1]): '-'}
+      if c.template != 'chat':
+        return self.task.prompts([asked], self.tokenizer)[0]
+      value = self.task.question(asked)
+    elif c is None and not self.template:
+      front = tokens.frame(self.tokenizer)[0] if self.tokenizer.eos_token_id is not None else []
+      return [*front, *literal(self.tokenizer).text([value])[0].ids]
+    return self.conversation([{'role': 'user', 'content': value}], where)
+
+  def conversation(self, turns: Sequence[Mapping[str, str]], where: str = 'the conversation') -> list[int]:
+    """Token ids of a conversation up to where the assistant answers; `where` names it in an `InputError`."""
     own = self.task.config if self.task is not None else None
     system = self.system or (own.system if own else '')
     if system and turns[0]['role'] != 'system':
       turns = [{'role': 'system', 'content': system}, *turns]
-    known = {'name': own.chat_template, 'date': own.date} if own else {'date': ''}  # a model as it is knows today
-    template = chat.open_chat(self.tokenizer, **known)
-    return template.prompts([[*turns]], lambda i: 'the conversation')[0]
+    return self.chat().prompts([[*turns]], lambda i: where)[0]
+
+  def chat(self) -> chat.Chat:
+    """The chat template: that of the run, or the tokenizer's own. Raises `InputError` where there is none."""
+    own = self.task.config if self.task is not None else None
+    if own:
+      return chat.open_chat(self.tokenizer, self.chat_template or own.chat_template, date=own.date)
+    return chat.open_chat(self.tokenizer, self.chat_template, date='', field='--chat_template')  # it knows today
 
 
 def of_run(workdir: str, settings: Settings, *, checkpoint: str = 'best', raw: bool = False, **options: Any) -> Speaker:
@@ -87,7 +106,8 @@ def of_run(workdir: str, settings: Settings, *, checkpoint: str = 'best', raw: b
   own, frozen, step = judge.restored(run, where, checkpoint)
   print(f'{where}, checkpoint {step}', file=sys.stderr)
   generator = generators.of_run(run, own, frozen, settings)
-  task = run.task if hasattr(run.task, 'prompts') and hasattr(run.task.config, 'form') and not raw else None
+  task = getattr(run.task, 'as_sft', run.task)  # of pairs of answers, what is asked
+  task = task if hasattr(task, 'prompts') and hasattr(task.config, 'form') and not raw else None
   return Speaker(generator, run.tokenizer, task, **options)
 
 
@@ -98,12 +118,16 @@ def of_pretrained(name: str, settings: Settings, *, compute: str = 'float32', **
   return Speaker(generators.of_base(base, tokenizer, settings, compute=compute, where=name), tokenizer, **options)
 
 
-def read_rows(path: pathlib.Path, field: str) -> list[dict[str, Any]]:
+def read_rows(path: pathlib.Path, field: str) -> Rows:
   """The rows of a JSON-lines file. Raises `InputError` naming the line for what is no object with the column."""
   if not path.is_file():
     raise InputError(f'--input={path}: there is no such file')
-  rows = []
-  for number, line in enumerate(path.read_text(encoding='utf-8').splitlines(), 1):
+  rows, lines = [], []
+  try:
+    text = path.read_text(encoding='utf-8')
+  except (OSError, UnicodeDecodeError) as e:
+    raise InputError(f'--input={path} cannot be read: {e}') from e
+  for number, line in enumerate(text.split('\n'), 1):
     if not line.strip():
       continue
     try:
@@ -115,10 +139,16 @@ def read_rows(path: pathlib.Path, field: str) -> list[dict[str, Any]]:
       raise InputError(f'--input={path}, line {number} has no column {field!r}, but {there}; name it by --field')
     if not row[field]:
       raise InputError(f'--input={path}, line {number}: the prompt is empty')
+    if not isinstance(row[field], str):
+      try:
+        chat.asked(row[field])
+      except ValueError as e:
+        raise InputError(f'--input={path}, line {number}: {e}') from e
     rows.append(row)
+    lines.append(number)
   if not rows:
     raise InputError(f'--input={path} is empty')
-  return rows
+  return Rows(rows, 'prompts', f'--input={path}', lines, ', line ')
 
 
 def write_answers(
@@ -218,13 +248,14 @@ def main() -> None:
   output = pathlib.Path(f.output).expanduser() if f.output else None
   if output is not None and (output.exists() or not output.absolute().parent.is_dir()):
     raise InputError(f'--output={output}: ' + ('it exists' if output.exists() else 'there is no such folder'))
-  options = {'template': f.template, 'system': f.system}
+  options = {'template': f.template, 'system': f.system, 'chat_template': f.chat_template}
   if f.workdir:
     speaker = of_run(f.workdir, settings, checkpoint=f.checkpoint, raw=f.raw, **options)
   else:
     speaker = of_pretrained(f.model, settings, compute=f.compute, **options)
   terminal = sys.stdout.isatty()
   if f.chat:
+    speaker.chat()  # which there may not be
     ask = (lambda: print('> ', end='', flush=True)) if sys.stdin.isatty() else (lambda: None)
     converse(speaker, iter(sys.stdin.readline, ''), sys.stdout, ask=ask, stream=terminal)
   elif rows:
@@ -250,6 +281,7 @@ if __name__ == '__main__':
   flags.DEFINE_bool('raw', False, 'the prompt as it stands, whatever the run was trained on')
   flags.DEFINE_bool('template', False, 'the prompt through the chat template of the tokenizer')
   flags.DEFINE_string('system', '', 'the system turn of a conversation')
+  flags.DEFINE_string('chat_template', '', 'a template by name or file; else that of the run, or of the tokenizer')
   flags.DEFINE_integer('max_new_tokens', S.max_new_tokens, 'the most tokens of a text')
   flags.DEFINE_bool('sample', S.sample, 'draw tokens; else the most likely one is taken')
   flags.DEFINE_float('temperature', S.temperature, 'with --sample: what logits are divided by')

@@ -7,8 +7,6 @@ CPU read the same memory.
 
 from __future__ import annotations
 
-import json
-import pathlib
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +17,7 @@ import numpy as np
 from ftlib.base import trees
 from ftlib.base.errors import InputError
 from ftlib.base.types import Head, Params
+from ftlib.data import tokens
 from ftlib.generation.generator import Generator
 from ftlib.generation.settings import Settings
 from ftlib.io import hf
@@ -60,6 +59,7 @@ def of_base(base: Base, tokenizer: Any, settings: Settings, *, compute: str, whe
   arch = base.family.from_hf(base.values, where=base.where, allow='')
   if 'lm' not in base.family.MODEL_TYPES.get(base.values['model_type'], {'lm': ''}):
     raise InputError(f'{where}: model_type={base.values["model_type"]!r} is an encoder, which writes no text')
+  tokens.check_vocabulary(tokenizer, vocab=arch.vocab, where=where)
   model = base.family.build(arch, head=Head('lm'), compute=jnp.dtype(compute))
   match = hf.match(base.weights, model.hf_names(), model.hf_shapes(), prefix=base.family.PREFIX, tied=model.tied)
   if match.fresh:
@@ -79,23 +79,32 @@ def answers(run: Run, own: Params, frozen: Params, split: str) -> tuple[dict[str
     run.__dict__['_generator'] = cached
   else:
     cached = renewed(cached, run, own, frozen)
-  prompts = [cut(p, cached) for p in run.task.prompts(asked, run.tokenizer)]
-  texts = [found[0].text for found in cached.generate(prompts)]
+  prompts = run.task.prompts(asked, run.tokenizer)
+  texts = [found[0].text for found in cached.generate([cut(p, cached) for p in prompts])]
   out = np.full(len(rows), None, object)
   out[: len(texts)] = texts
-  return run.task.judged(asked, texts), out
+  scores, shortened = run.task.judged(asked, texts), sum(len(p) > cached.room for p in prompts)
+  return {**scores, **({'prompts_cut': shortened} if shortened else {})}, out
+
+
+def check(run: Run) -> None:
+  """Raises `InputError` where the task of a run asks for answers that its model cannot give; costs nothing."""
+  if hasattr(run.task, 'judged'):
+    settings, options = run.task.generation, {'virtual': run.method.tokens, 'field': 'task.'}
+    Generator(run.method.model, {}, run.tokenizer, settings, configs=configs(run.base), **options)
 
 
 def configs(base: Base) -> list[Mapping[str, Any]]:
   """`generation_config.json`, where there is one, and `config.json`: both name the tokens that end a text."""
-  path = base.folder / 'generation_config.json' if base.folder.is_dir() else pathlib.Path()
-  more = [json.loads(path.read_text(encoding='utf-8'))] if path.is_file() else []
-  return [*more, base.values]
+  return [hf.read_generation_config(base.folder), base.values]
 
 
 def cut(prompt: list[int], generator: Generator) -> list[int]:
-  """A prompt without its beginning, where it is longer than the model has positions for."""
-  return prompt[-generator.room :] if len(prompt) > generator.room else prompt
+  """A prompt without its beginning, where it is longer than the model has positions for; what the tokenizer puts in
+  front of a text stays, as in training."""
+  front = tokens.frame(generator.tokenizer)[0]
+  keep = len(front) if prompt[: len(front)] == front and len(front) < generator.room else 0
+  return [*prompt[:keep], *prompt[keep - generator.room :]] if len(prompt) > generator.room else prompt
 
 
 def _merged(run: Run, own: Params, frozen: Params) -> tuple[Model, Params]:

@@ -88,6 +88,7 @@ def untrained(config: Any, *, split: str, output: str | None) -> dict[str, Any]:
   if where is not None and where.exists() and any(where.iterdir()):
     raise InputError(f'--output={output} is not empty; nothing is overwritten')
   built = reference.without(runs.build(values, split=split))
+  thresholds.check_there(built, split=split)
   for note in built.notes:
     print(f'      note  {note}')
   own, frozen = built.load()
@@ -111,6 +112,7 @@ def compare(workdir: str | None, *, split: str, adapters: str) -> dict[str, dict
   where = pathlib.Path(workdir).expanduser()
   places = _places(adapters)
   built = _built(*folder.stored(where), split, where)
+  thresholds.check_there(built, split=split)
   if taken := [n for n in places if f'{split}_{n}' in built.dataset.splits]:
     raise InputError(f'--adapters={adapters}: {split}_{taken[0]} is a split of the data; give {taken[0]} another name')
   members = Adapters(built)

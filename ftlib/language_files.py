@@ -3,7 +3,6 @@ that of a model of vectors."""
 
 from __future__ import annotations
 
-import json
 import pathlib
 from collections.abc import Mapping
 from typing import Any
@@ -11,6 +10,7 @@ from typing import Any
 from ftlib.data import tokens
 from ftlib.data.literal import literal
 from ftlib.generation import stopping
+from ftlib.io import hf
 
 _PROBES = (
   'The quick brown fox, 12 of them; "jumps"  over\n\tthe lazy dog.',
@@ -45,8 +45,7 @@ def turn_end(tokenizer: Any) -> int | None:
 def generation_config(tokenizer: Any, values: Mapping[str, Any], base: pathlib.Path) -> dict[str, Any]:
   """What generation goes by: the base folder's, with every token that ends a text: those of the tokenizer, of the base
   (`values` of its config.json), and the one that ends a turn."""
-  given = base / 'generation_config.json'
-  there = json.loads(given.read_text(encoding='utf-8')) if base.is_dir() and given.is_file() else {}
+  there = hf.read_generation_config(base)
   end = turn_end(tokenizer)
   eos = stopping.eos_ids(tokenizer, values, there, also=() if end is None else (end,))
   ids = {'bos_token_id': tokenizer.bos_token_id, 'pad_token_id': tokenizer.pad_token_id}

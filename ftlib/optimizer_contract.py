@@ -25,6 +25,7 @@ from ftlib.io.checkpoint import Checkpoints
 from ftlib.optimizer_trial import (
   FROZEN,
   INFO,
+  QUICK,
   ROWS,
   STEPS,
   Subject,
@@ -101,7 +102,7 @@ def jitted(subject: Subject) -> str:
 
 
 def _finite(x: jax.Array) -> bool:
-  return not jnp.issubdtype(x.dtype, jnp.inexact) or bool(jnp.isfinite(x).all())
+  return not jnp.issubdtype(x.dtype, jnp.inexact) or bool(np.isfinite(np.asarray(x, np.float32)).all())
 
 
 def sharded(subject: Subject) -> str:
@@ -122,7 +123,7 @@ def sharded(subject: Subject) -> str:
         "keep it in a tree of the parameters' structure, whose paths end in their names",
       )
     cut, lone = cut + (not whole), lone + (leaf.size if whole and leaf.size > 1 else 0)
-  made = jax.jit(create, out_shardings=places)(filled(INFO))
+  made = jax.jit(create, out_shardings=places, compiler_options=QUICK)(filled(INFO))
   step = stepper(subject.whole, places=(places, mesh.replicated))
   last = walk(lambda s, f, b: step(s, f, jax.device_put(b, mesh.batch)), made)[-1]
   same(shapes.opt, last.opt, what='the state after steps on 8 devices', mend='update must give back what init gave')
@@ -144,7 +145,7 @@ def bfloat16(subject: Subject) -> str:
     updates, opt = tx.update(grads, opt, params, **extras(grads, params))
     return updates, optax.apply_updates(params, updates), opt
 
-  opt = tx.init(params)
+  opt = jax.jit(tx.init, compiler_options=QUICK)(params)
   updates, after, new = jax.eval_shape(update, grads, opt, params)
   same(params, after, what='bfloat16 parameters after a step', mend='the update must not change their dtype')
   same(opt, new, what='the state of bfloat16 parameters after a step', mend='cast what you keep to the dtype it had')
@@ -152,7 +153,7 @@ def bfloat16(subject: Subject) -> str:
     seen.add(str(x.dtype))
     if x.dtype not in (jnp.bfloat16, jnp.float32):
       raise Broken(f'the update of {name} is {x.dtype}', 'give it in float32 or in the dtype of the parameter')
-  step = jax.jit(update)
+  step = jax.jit(update, compiler_options=QUICK)
   for _ in range(2):
     updates, params, opt = step(grads, opt, params)
   bad = [n for n, x in trees.flatten(updates).items() if not _finite(x)]

@@ -37,6 +37,7 @@ INFO = {
   'layers/0:3/norm/scale': ParamInfo((3, 16), jnp.float32, ('layers', 'embed')),
 }
 ROUNDING = 1e-6  # of the parameters themselves
+QUICK = {'xla_backend_optimization_level': 0}  # steps that are taken a few times: most of their time is compilation
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -115,21 +116,24 @@ def gradient() -> dict[str, np.ndarray]:
     return sum(total / weight for total, weight in pairs)
 
   params = trees.join(filled(INFO), filled(FROZEN))
-  flat = trees.flatten(jax.device_get(jax.jit(jax.grad(mean))(params)))
+  flat = trees.flatten(jax.device_get(jax.jit(jax.grad(mean), compiler_options=QUICK)(params)))
   return {n: np.asarray(flat[n], np.float64) for n in INFO}
 
 
 def stepper(
   optimizer: chain.Optimizer, tx: optax.GradientTransformation | None = None, *, places: Any = None, **options
 ):
-  """The jitted training step, `(state, frozen, batch) -> (state, sums)`; `tx` may be one of `optimizer.staged`."""
+  """The jitted training step, `(state, frozen, batch) -> (state, sums)`, compiled quickly and not to be timed; `tx` may
+  be one of `optimizer.staged`."""
   step = make_train_step(forward, loss, tx or optimizer.tx, needs=optimizer.needs, **options)
   where = {} if places is None else {'out_shardings': places}
-  return jax.jit(step, **where)
+  return jax.jit(step, compiler_options=QUICK, **where)
 
 
 def start(optimizer: chain.Optimizer, params: Params | None = None) -> TrainState:
-  return train_state.create(filled(INFO) if params is None else params, {}, tx=optimizer.tx, seed=0)
+  """The state at step 0, made by one program."""
+  create = functools.partial(train_state.create, kept={}, tx=optimizer.tx, seed=0)
+  return jax.jit(create, compiler_options=QUICK)(filled(INFO) if params is None else params)
 
 
 def walk(step: Callable, state: TrainState, *, begin: int = 0, steps: int = STEPS, rest: Any = None, **options: Any):

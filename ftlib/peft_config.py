@@ -16,7 +16,7 @@ from types import ModuleType
 from typing import Any
 
 from ftlib import peft_fused
-from ftlib.base import lookup
+from ftlib.base import lookup, trees
 from ftlib.base.errors import InputError, listing
 from ftlib.models.layers import Embed, Proj
 from ftlib.models.model import Model
@@ -86,6 +86,17 @@ def covered(model: Model, ends: Sequence[str]) -> tuple[str, ...]:
   return tuple(n for n, h in model.hf_names().items() if inside(h))
 
 
+def copied(module: ModuleType, config: Any, model: Model, save: Sequence[str]) -> tuple[str, ...]:
+  """The base parameters of the modules that a method with a `COPY` trains, in PEFT a copy of each, but for those of
+  modules that are saved whole; none for other methods."""
+  if not hasattr(module, 'COPY'):
+    return ()
+  names = list(model.hf_names())
+  chosen = {n.rpartition('/')[0] for n in trees.matching(config.target, names, field='method.target')}
+  whole = covered(model, save) if save else ()
+  return tuple(n for n in names if n.rpartition('/')[0] in chosen and n not in whole)
+
+
 def of_run(module: ModuleType, config: Any, model: Model, *, base: str, save: Sequence[str]) -> dict[str, Any]:
   """The adapter_config.json of an adapted model."""
   kind, names = module.PEFT_TYPE, torch_modules(model)
@@ -103,20 +114,21 @@ def of_run(module: ModuleType, config: Any, model: Model, *, base: str, save: Se
   if kind in PROMPTS:
     values |= _sizes(model, kind)
   else:
-    sites = adapted(module, model)
-    bare = [s for of in sites.values() for s in of if not _module(model, s)]
+    sites, copies = adapted(module, config, model), hasattr(module, 'COPY')
+    at = {s: names[s.rpartition('/')[0] if copies else s] for of in sites.values() for s in of}
+    bare = [s for s in at if not copies and not _module(model, s)]
     if bare:
       raise InputError(
         f'--format=peft: PEFT adapts modules, and transformers holds these as bare parameters:\n{listing(bare)}\n'
         '  export merged weights with --format=hf'
       )
-    values['target_modules'] = [*dict.fromkeys(names[s] for of in sites.values() for s in of)]
+    values['target_modules'] = [*dict.fromkeys(at.values())]
     if kind in INPUTS:
-      values[INPUTS[kind][0]] = [*dict.fromkeys(names[s] for s in sites[INPUTS[kind][1]])]
+      values[INPUTS[kind][0]] = [*dict.fromkeys(at[s] for s in sites[INPUTS[kind][1]])]
     if hasattr(module, 'peft_patterns'):
-      values |= module.peft_patterns(config, {s: names[s] for of in sites.values() for s in of})
-    values |= peft_fused.wider(values, model, {s: names[s] for of in sites.values() for s in of})
-    if 'fan_in_fan_out' in values or model.straight:
+      values |= module.peft_patterns(config, at)
+    values |= peft_fused.wider(values, model, at)
+    if 'fan_in_fan_out' in values or (model.straight and not copies):
       values['fan_in_fan_out'] = model.straight
   return dict(sorted(values.items()))
 
@@ -127,8 +139,12 @@ def _module(model: Model, site: str) -> bool:
   return (names.get(f'{site}/kernel') or names[f'{site}/table']).endswith('.weight')
 
 
-def adapted(module: ModuleType, model: Model) -> dict[str, list[str]]:
-  """{field of the method's Config: the sites that it put adapters on}."""
+def adapted(module: ModuleType, config: Any, model: Model) -> dict[str, list[str]]:
+  """{field of the method's Config: the sites that it put adapters on}; of a method with a `COPY`, instead of sites, the
+  names of the base parameters that it trains so."""
+  if hasattr(module, 'COPY'):
+    among = copied(module, config, model, heads_of({'task_type': task_of(model)}))
+    return {'target': [n for n in among if re.search(config.target, n)]}
   info, modules = model.info(), model.modules()
   leaf = INPUTS.get(module.PEFT_TYPE, ('', '', ''))[2]
   out = _fields(module)
@@ -217,16 +233,17 @@ def _targets(values: Mapping[str, Any], module: ModuleType, model: Model) -> Ite
   modules that are saved whole are left out."""
   second = INPUTS.get(module.PEFT_TYPE)
   save = [*(values.get('modules_to_save') or ()), *heads_of(values)]
-  names = torch_modules(model)
-  for site in [*model.sites(Proj), *model.sites(Embed)]:
-    name = names[site]
+  names, copies = torch_modules(model), hasattr(module, 'COPY')
+  for site in [*model.hf_names()] if copies else [*model.sites(Proj), *model.sites(Embed)]:
+    name = names[site.rpartition('/')[0] if copies else site]
     whole = any(re.match(rf'(^|.*\.){m}($|\..*)', name) for m in save)
     if whole or _matches(values.get('exclude_modules'), name) or not _matches(values.get('target_modules'), name):
       continue
     if not _in_layers(values.get('layers_to_transform'), values.get('layers_pattern'), name):
       continue
     inputs = second and _matches(values.get(second[0]), name)
-    yield second[1] if inputs else 'embeddings' if type(model.modules()[site]) is Embed else 'target', site
+    table = not copies and type(model.modules()[site]) is Embed
+    yield second[1] if inputs else 'embeddings' if table else 'target', site
 
 
 def _matches(wanted: Any, name: str) -> bool:

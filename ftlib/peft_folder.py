@@ -10,8 +10,11 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import hashlib
+import json
 import os
 import pathlib
+import re
 from collections.abc import Callable, Mapping
 from types import ModuleType
 from typing import Any
@@ -23,6 +26,7 @@ from ftlib.base.errors import InputError, did_you_mean, listing
 from ftlib.base.types import Flat
 from ftlib.io import hf
 from ftlib.io import workdir as files
+from ftlib.models import hf_config
 from ftlib.models.model import Model
 from ftlib.peft.method import added
 
@@ -67,18 +71,25 @@ def opened(path: pathlib.Path, *, field: str) -> Folder:
 class Form:
   """How the parameters of an adapted model lie in a PEFT file; `saved` are those of the base that are in it.
 
-  Sites whose kernels are parts of one tensor share an adapter there (`peft_fused.py`), `reading` in another form.
+  Of these, `copied` lie in PEFT's copy of their module. Sites whose kernels are parts of one tensor share an adapter
+  there (`peft_fused.py`), `reading` in another form.
   """
 
   module: ModuleType
   config: Any
   model: Model
   saved: tuple[str, ...]
+  copied: tuple[str, ...] = ()
   reading: bool = False
 
   @property
   def prefix(self) -> str:
     return 'base_model.' if self.module.PEFT_TYPE in peft_config.PROMPTS else 'base_model.model.'
+
+  def key(self, name: str) -> str:
+    """What a base parameter is called in the file."""
+    module, _, leaf = self.model.hf_names()[name].rpartition('.')
+    return self.prefix + '.'.join([module, *([self.module.COPY] if name in self.copied else []), leaf])
 
   @functools.cached_property
   def sites(self) -> dict[str, Any]:
@@ -112,10 +123,17 @@ class Form:
         tensors = self.module.to_peft(self.config, leaves, slot)
         out[site] = {f'{self.prefix}{names[site]}.{suffix}': np.ascontiguousarray(x) for suffix, x in tensors.items()}
       out = peft_fused.joined(out, self.model, names, self.module.PEFT_TYPE, reading=self.reading)
-    hf_names = self.model.hf_names()
-    for name in self.saved:
-      out[name] = {f'{self.prefix}{hf_names[name]}': np.asarray(self.model.to_hf(name, np.asarray(flat[name])))}
-    return out
+    whole = self.whole(flat)
+    return out | {n: {self.key(n): whole[self.key(n)]} for n in self.saved}
+
+  def whole(self, flat: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    """{key in the file: tensor} of `saved`, parts of one tensor (`Model.hf_parts`) joined."""
+    shapes, pieces = self.model.hf_shapes(), {}
+    for name in sorted(self.saved, key=lambda n: self.model.hf_parts.get(n.rpartition('/')[0], (0, 1))[0]):
+      piece = np.asarray(self.model.to_hf(name, np.asarray(flat[name])))
+      axis = next((i for i, (n, of) in enumerate(zip(piece.shape, shapes[name], strict=True)) if n != of), 0)
+      pieces.setdefault(self.key(name), (axis, []))[1].append(piece)
+    return {k: x[0] if len(x) == 1 else np.concatenate(x, axis) for k, (axis, x) in pieces.items()}
 
   def shared(self) -> dict[str, np.ndarray]:
     """Tensors of the file that hold no parameter of ours, such as VeRA's matrices."""
@@ -147,14 +165,17 @@ class Form:
 def form_of_run(module: ModuleType, config: Any, model: Model, owns: Callable[[str], bool]) -> tuple[Form, list[str]]:
   """(the form that a run's parameters are saved in, `modules_to_save`).
 
-  Raises `InputError` for parameters of the base that train and that PEFT cannot save.
+  Raises `InputError` for parameters of the base that train and that PEFT cannot save, or would save untied.
   """
   names, info = peft_config.torch_modules(model), model.info()
   trained = [n for n in info if owns(n) and not added(n)]
   heads = peft_config.heads_of({'task_type': peft_config.task_of(model)})
   known = peft_config.covered(model, heads) if heads else ()
-  save = [*heads, *dict.fromkeys(names[n.rpartition('/')[0]] for n in trained if n not in known)]
-  form = Form(module, config, model, peft_config.covered(model, save) if save else ())
+  copied = peft_config.copied(module, config, model, heads)
+  save = [*heads, *dict.fromkeys(names[n.rpartition('/')[0]] for n in trained if n not in known and n not in copied)]
+  form = _form(module, config, model, save)
+  if tied := _tied(form):
+    raise InputError(f'--format=peft: {tied}\n  export merged weights with --format=hf, or train without it')
   both = [n for n in form.saved if n.rpartition('/')[0] in form.sites]
   if both:
     raise InputError(
@@ -166,10 +187,27 @@ def form_of_run(module: ModuleType, config: Any, model: Model, owns: Callable[[s
 
 
 def form_of_folder(folder: Folder, module: ModuleType, config: Any, model: Model) -> Form:
-  """The form that the parameters in a folder are saved in."""
+  """The form that the parameters in a folder are saved in. Raises `InputError` for a saved table that is tied here."""
   save = [*(folder.values.get('modules_to_save') or ())]
   save += peft_config.heads_of(folder.values)
-  return Form(module, config, model, peft_config.covered(model, save) if save else (), reading=True)
+  form = _form(module, config, model, save, reading=True)
+  if tied := _tied(form):
+    raise InputError(f'{folder.field}: {tied}\n  merge the adapter with peft (merge_and_unload), or train it anew')
+  return form
+
+
+def _form(module: ModuleType, config: Any, model: Model, save: list[str], **options: Any) -> Form:
+  copied = peft_config.copied(module, config, model, save)
+  whole = peft_config.covered(model, save) if save else ()
+  return Form(module, config, model, (*whole, *copied), copied, **options)
+
+
+def _tied(form: Form) -> str:
+  """What is wrong with a table that is saved whole and is the output matrix as well, '' where none is."""
+  tied = {n: out for out, n in form.model.tied.items() if n in form.saved}
+  return '; '.join(
+    f'{n} is tied to {out}, but a copy of it that PEFT trains acts on the inputs alone' for n, out in tied.items()
+  )
 
 
 def write(output: pathlib.Path, form: Form, flat: Flat, *, base: str, save: list[str], ours: Mapping[str, Any]) -> None:
@@ -192,7 +230,7 @@ def check_method(folder: Folder, name: str, module: ModuleType, config: Any, mod
     raise InputError(f'{folder.field} is an adapter of PEFT type {kind}, and no form of method.name={name}\n{todo}')
   asked = peft_config.read(folder.values, module, model, where=where)
   wanted, differing, notes = asked.settings(model), {}, []
-  here = peft_config.adapted(module, model)
+  here = peft_config.adapted(module, config, model)
   for field, value in wanted.items():
     if field in asked.sites:
       same = set(asked.sites[field]) == set(here.get(field, ()))
@@ -223,20 +261,40 @@ def _patterns(module: ModuleType, config: Any, sites: Mapping[str, list[str]], o
     return None
 
 
-def check_base(folder: Folder, fingerprint: str, name: str) -> list[str]:
-  """Notes. Raises `InputError` where the folder was trained on other weights than those of fingerprint."""
-  before, there = folder.ours.get('weights', fingerprint), str(folder.values.get('base_model_name_or_path') or '')
-  if before != fingerprint:
+def check_base(folder: Folder, fingerprint: str, name: str, base: pathlib.Path) -> list[str]:
+  """Notes. Raises `InputError` where the folder was trained on other weights than those in `base`, called `name`: by
+  the fingerprint that ftlib wrote; else by the files, where the base that it names lies here; or by two hub ids."""
+  there = str(folder.values.get('base_model_name_or_path') or '')
+  last = [os.path.basename(n.rstrip('/')) for n in (there, name)]
+  before, here, todo = folder.ours.get('weights'), fingerprint, 'set model.pretrained to the model it was trained on'
+  local = pathlib.Path(there).expanduser()
+  if before is None and there and local.is_dir() and base.is_dir() and local.resolve() != base.resolve():
+    before, here = _print_of(local), _print_of(base)
+  elif before is None and last[0] != last[1] and all(_of_hub(n) for n in (there, name)):
+    before, here = 'a hub id', 'another'
+    todo += '; if it is the same one under another name, say so by base_model_name_or_path in adapter_config.json'
+  if before not in (None, here):
     raise InputError(
       f'{folder.field} was trained on another base model than model.pretrained:\n'
-      f'  there {there} ({str(before)[:12]}), here {fingerprint[:12]}\n'
-      '  set model.pretrained to the model it was trained on'
+      f'  there {there} ({str(before)[:12]}), here {name} ({str(here)[:12]})\n  {todo}'
     )
-  same = os.path.basename(there.rstrip('/')) == os.path.basename(name.rstrip('/'))
-  unknown = 'weights' not in folder.ours
-  return (
-    [] if same or not unknown else [f'{folder.path} was trained on {there or "a base without a name"}: is it {name}?']
-  )
+  known = before is not None or last[0] == last[1]
+  return [] if known else [f'{folder.path} was trained on {there or "a base without a name"}: is it {name}?']
+
+
+def _print_of(base: pathlib.Path) -> str | None:
+  """SHA-256 of a base's weights and config, but for what is harmless."""
+  try:
+    values, weights = hf.read_config(base), hf.Weights(base)
+  except InputError:  # a folder that is no model, and only has the name
+    return None
+  meant = {k: v for k, v in values.items() if k not in hf_config.HARMLESS or k == 'model_type'}
+  return hashlib.sha256(weights.fingerprint().encode() + json.dumps(meant, sort_keys=True).encode()).hexdigest()
+
+
+def _of_hub(name: str) -> bool:
+  """Whether it is written as a hub id ('org/model'), and is no folder here."""
+  return re.fullmatch(r'[\w.-]+/[\w.-]+', name) is not None and not pathlib.Path(name).exists()
 
 
 def values(folder: Folder, form: Form, *, skip: Callable[[str, tuple[int, ...]], bool] = lambda *_: False) -> Flat:
@@ -245,11 +303,10 @@ def values(folder: Folder, form: Form, *, skip: Callable[[str, tuple[int, ...]],
   Raises `InputError` with all keys that lack, that nobody knows, or whose tensors have another shape.
   """
   shared, shapes, weights = form.shared(), form.shapes, folder.weights
-  base = {next(iter(p)): n for n, p in form.parts(form.zeros).items() if n in form.saved}
   there = {k: weights.shape(k) for k in weights.where}
-  left = {base[k] for k, s in there.items() if k in base and skip(base[k], s)}
+  left = {n for n in form.saved if form.key(n) in there and skip(n, there[form.key(n)])}
+  wanted = {k: s for k, s in shapes.items() if k not in map(form.key, left)}
   form = dataclasses.replace(form, saved=tuple(n for n in form.saved if n not in left))
-  wanted = {k: s for k, s in shapes.items() if base.get(k) not in left}
   saved = {} if folder.values.get('save_projection') is False else shared  # PEFT draws them anew
   missing = [k for k in {**wanted, **saved} if k not in there]
   unknown = [k + did_you_mean(k, missing) for k in there if k not in shapes and k not in shared]

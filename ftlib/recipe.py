@@ -81,8 +81,8 @@ class TrainSettings:
   update.
   """
 
-  steps: int | None = setting(None, low=1)
-  epochs: float = setting(1.0, above=0)
+  steps: int | None = setting(None, low=1, high=2**31 - 1)
+  epochs: float = setting(1.0, above=0, high=1e6)
   batch_size: int = setting(32, low=1)
   accumulate: int = setting(1, low=1)
   eval_batch_size: int = setting(64, low=1)

@@ -5,7 +5,8 @@ The rules are in `train/mixout.py`, `objectives/adversarial.py` and `train/priva
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import jax
@@ -18,20 +19,22 @@ from ftlib.data import batches, sampling
 from ftlib.data.batches import Examples
 from ftlib.models import stack
 from ftlib.objectives import adversarial
+from ftlib.peft.method import added
 from ftlib.recipe import Settings
 from ftlib.tasks.task import Task
 from ftlib.train import mixout, private
 
-if TYPE_CHECKING:
-  from ftlib.run import Run  # which imports this file
+if TYPE_CHECKING:  # both import this file
+  from ftlib.run import Run
+  from ftlib.shapes import Shapes
 
 _OPEN = ('value', 'value_fn', 'grad_fn', 'obj_fn')  # what an optimizer may be passed that holds no noise
 
 
-def objective(s: Settings, task: Task) -> Callable[..., Sums]:
-  """The objective of a run, wrapped where `adversarial.name` says so."""
+def objective(s: Settings, task: Task, width: int | None) -> Callable[..., Sums]:
+  """The objective of a run, wrapped where `adversarial.name` says so; `width` is that of what the first block reads."""
   plain = s.modules['objective'].build(s.objective, labels=task.labels, counts=task.counts)
-  return adversarial.wrap(plain, s.adversarial)
+  return adversarial.wrap(plain, s.adversarial, width=width)
 
 
 def is_private(s: Settings) -> bool:
@@ -78,6 +81,11 @@ def rows_at_once(s: Settings) -> int:
         f'data.{field}={value}: under privacy a row of the data is one of the training, whatever the others are; leave '
         'it empty'
       )
+  if not s.model.pretrained:
+    wrong.append(
+      f'model.family={s.model.family} and no model.pretrained: the vocabulary would be made of the words of the '
+      'training rows, which the model tells as they are; start from a pretrained model'
+    )
   if s.train.packing:
     wrong.append(
       'train.packing=true: a packed row holds several documents, and which ones follows from all; set it to false'
@@ -102,10 +110,11 @@ def checked(run: Run) -> Run:
   """The run. Raises `InputError` where its rows, method, model or optimizer do not go with what it asks for."""
   if is_private(run.settings) and 'train' in run.examples:
     s, rows = run.settings, len(run.examples['train'])
-    if run.examples['train'].windows is not None:
+    if run.examples['train'].windows is not None or _repeated(run.dataset.splits['train']):
       raise InputError(
         f'privacy.noise_multiplier={s.privacy.noise_multiplier}: rows longer than {run.limit} tokens were made into '
-        'several documents, which would each count as a row; cut them, by task.truncate=tail where the task has that'
+        'several documents, each of which would count as a row of its own, and a row for as many; raise '
+        'train.max_length, cut them by task.truncate=tail where the task has that, or cut the texts beforehand'
       )
     if s.train.batch_size > rows:
       raise InputError(
@@ -129,10 +138,29 @@ def checked(run: Run) -> Run:
       f'train.mixout={run.settings.train.mixout} is for pretrained matrices that train, and method.name='
       f'{run.settings.names["method"]} trains none; take full or last_n, or set it to 0'
     )
-  return run
+  for part in run.optimizer.parts.values():
+    if run.adjust and hasattr(part.module, 'averaged') and any(added(stack.canonical(n)) for n in part.labels):
+      raise InputError(
+        f'optim.name={part.optimizer} with method.name={run.settings.names["method"]}, which moves its parameters once '
+        'more after each update: the optimizer keeps others beside them, that would not follow, and these are what is '
+        'evaluated; take an optimizer without an average of its own (train.ema keeps one)'
+      )
+  return dataclasses.replace(run, notes=[*run.notes, *_changing(run)])
 
 
-def hooks(run: Run) -> dict[str, Any]:
+def _changing(run: Run) -> list[str]:
+  """What is said of l-bfgs where no step has the loss of the one before."""
+  size, rows = run.settings.train.batch_size, len(run.examples.get('train', ()))
+  if size >= rows or all(part.optimizer != 'lbfgs' for part in run.optimizer.parts.values()):
+    return []
+  return [
+    f'optim.name=lbfgs learns the curvature from how gradients change between steps, and these have other rows each '
+    f'time (train.batch_size={size} of {rows}): it is for a head alone (method.name=head), all rows in a batch and no '
+    'dropout'
+  ]
+
+
+def hooks(run: Run | Shapes) -> dict[str, Any]:
   """Further arguments of `make_train_step`."""
   s, out = run.settings, {}
   if s.train.mixout:
@@ -192,6 +220,11 @@ def told(spent: Mapping[str, Any]) -> list[str]:
     f'{p["noise_multiplier"]:g} of norm {p["clip_norm"]:g}); {p["assumes"]}'
     for p in spent.values()
   ]
+
+
+def _repeated(rows: Sequence[Mapping[str, Any]]) -> bool:
+  """Whether a row stands there for several documents (a task that cuts texts into windows gives it to each)."""
+  return len({id(row) for row in rows}) < len(rows)
 
 
 def _matrices(run: Run) -> list[str]:

@@ -259,12 +259,13 @@ def build(config: Mapping[str, Any], *, labels: list | None = None, split: Any =
   mesh = layout.build(s.mesh.shape, batch=regularised.rows_at_once(s))
   eval_size = -(-s.train.eval_batch_size // mesh.shards) * mesh.shards
   s = dataclasses.replace(s, train=dataclasses.replace(s.train, eval_batch_size=eval_size))
-  base = open_base(scratch.chosen(s))
+  columns = Columns(*s.modules['task'].columns(s.task))
+  read = functools.cache(lambda: preparation.load(s.data, **columns._asdict()))
+  base = open_base(scratch.chosen(s, read))
   arch = base.family.from_hf(base.values, where=base.where, allow=s.model.allow_config)
   if getattr(s.task, 'pooling', None) == '':
     s = dataclasses.replace(s, task=dataclasses.replace(s.task, pooling=heads.pooling(base.family, arch)))
-  columns = Columns(*s.modules['task'].columns(s.task))
-  dataset = preparation.load(s.data, **columns._asdict()) if data else preparation.Dataset({'train': []}, {}, '', [])
+  dataset = read() if data else preparation.Dataset({'train': []}, {}, '', [])
   train = dataset.splits['train']
   task = s.modules['task'].build(s.task, train=train, known=labels or dataset.labels.get(columns.label))
   options = {
@@ -280,7 +281,7 @@ def build(config: Mapping[str, Any], *, labels: list | None = None, split: Any =
   trains = lambda name: method.trains(name) or name in fresh  # noqa: E731
   if method.stages is not None:
     method = dataclasses.replace(method, stages=method.stages.with_first(fresh))
-  objective = regularised.objective(s, task)
+  objective = regularised.objective(s, task, getattr(arch, 'embed', None))
   start = None
   if s.model.adapter:
     start = adapter.find(
@@ -289,10 +290,9 @@ def build(config: Mapping[str, Any], *, labels: list | None = None, split: Any =
     notes += start.notes
   tokenizer = tokens.load(base.folder)
   limit = examples.limit(s, tokenizer, positions=arch.max_length, virtual=method.tokens)
+  made, more = examples.drawn(arch.vocab, limit), []
   if data:
     made, more = examples.make(s, task, dataset, tokenizer, split, limit=limit, arch=arch, virtual=method.tokens)
-  else:
-    made, more = examples.drawn(arch.vocab, limit), []
   notes += more
   lengths = np.concatenate([e.unpacked.lengths for e in made.values()])
   info, runs = stored_info(method, trains, scan=s.model.layers == 'scan')

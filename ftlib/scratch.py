@@ -15,7 +15,7 @@ import os
 import pathlib
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import safetensors.numpy
@@ -23,13 +23,14 @@ import safetensors.numpy
 from ftlib.base import lookup
 from ftlib.base.errors import InputError
 from ftlib.base.settings import setting
-from ftlib.data import preparation, vocabulary
+from ftlib.data import vocabulary
 from ftlib.data.labels import Columns
 from ftlib.data.vocabulary import SPLITS
 from ftlib.io import hf
 from ftlib.models.model import Model
 
 if TYPE_CHECKING:
+  from ftlib.data.preparation import Dataset
   from ftlib.recipe import ModelSettings, Settings
   from ftlib.run import Base, Run
 
@@ -59,24 +60,50 @@ class Config:
   dropout: float = setting(0.5, low=0, below=1)
 
 
-def chosen(s: Settings) -> ModelSettings:
-  """The model of a run: as it is set, or, where it is to be made, with its new folder as `pretrained`. Raises
-  `InputError` for a family that starts from pretrained weights, and whatever is wrong with data or vectors."""
+def chosen(s: Settings, read: Callable[[], Dataset]) -> ModelSettings:
+  """The model of a run: as it is set, or, where it is to be made, with its new folder as `pretrained`, of the words
+  of the training rows that `read` gives. Raises `InputError` for a family that starts from pretrained weights, and
+  whatever is wrong with data or vectors."""
   if s.model.pretrained or not s.model.family:
     return s.model
-  family = lookup.component('models', s.model.family, field='model.family')
+  family = _family(s)
+  holder = tempfile.TemporaryDirectory(prefix='ftlib-')
+  _made.append(holder)
+  folder = pathlib.Path(holder.name) / BASE
+  columns = Columns(*s.modules['task'].columns(s.task))
+  rows = read().splits['train']
+  make(folder, s.model.scratch, family, [t for row in rows for c in columns.texts for t in _texts(row[c])])
+  return dataclasses.replace(s.model, pretrained=str(folder))
+
+
+def _family(s: Settings) -> Any:
+  family = lookup.component('models', s.model.family, field='model.family') if s.model.family else None
   if not hasattr(family, 'new'):
     raise InputError(
       f'model.pretrained is empty, and model.family={s.model.family} is none that starts from nothing (bilstm is)\n'
       '  give a hub id, a folder or package:import_name/path'
     )
-  holder = tempfile.TemporaryDirectory(prefix='ftlib-')
-  _made.append(holder)
-  folder = pathlib.Path(holder.name) / BASE
-  columns = Columns(*s.modules['task'].columns(s.task))
-  rows = preparation.load(s.data, **columns._asdict()).splits['train']
-  make(folder, s.model.scratch, family, [t for row in rows for c in columns.texts for t in _texts(row[c])])
-  return dataclasses.replace(s.model, pretrained=str(folder))
+  return family
+
+
+def largest(s: Settings) -> dict[str, Any]:
+  """`config.json` of the model of a run that is to be made, with as many words as `max_tokens`. Raises `InputError`
+  where a file of vectors or the rows would have to be read for its sizes."""
+  family, c = _family(s), s.model.scratch
+  if c.vectors and c.embedding is None:
+    raise InputError('model.scratch.vectors: say how long they are, by --config.model.scratch.embedding=')
+  if not s.train.max_length:
+    raise InputError(
+      f'model.family={s.model.family} takes rows of any length; say how long, by --config.train.max_length='
+    )
+  vocab = len(vocabulary.SPECIAL) + c.max_tokens
+  return family.new(vocab=vocab, embed=c.embedding or _SIZE, hidden=c.hidden, layers=c.layers, dropout=c.dropout)
+
+
+def is_new(s: Settings, name: str) -> bool:
+  """Whether a parameter is one that no checkpoint has: of a head, or of a model that is made, but for its vectors."""
+  made = not s.model.pretrained and not (s.model.scratch.vectors and name == _EMBEDDING)
+  return made or name.startswith('head/')
 
 
 def make(folder: pathlib.Path, c: Config, family: Any, texts: list[str]) -> None:

@@ -71,7 +71,7 @@ class Stream:
           f'{did_you_mean(column, rows.columns)}\nIts columns:\n{listing(rows.columns)}\nRename one of them.'
         )
     splits = spared({rows.name: rows}, columns.spare or {}, self.notes)
-    splits = cleaning.cleaned(splits, columns.texts, self.run.settings.data.clean, [])
+    splits = cleaning.cleaned(splits, columns.texts, self.run.settings.data.clean, [], how=columns.cleaned)
     if columns.label and not self.labelled:
       filled = unlabelled(self.run.task, splits[rows.name], columns)
       splits = {rows.name: dataclasses.replace(rows, rows=filled)}

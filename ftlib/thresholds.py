@@ -43,6 +43,18 @@ def save(run: Run, workdir: pathlib.Path, predictions: Mapping[str, np.ndarray],
   files.write_json(path, {**found, str(step): dict(zip(names, values_C, strict=True))})
 
 
+def check_there(run: Run, *, split: str) -> None:
+  """Raises `InputError` where thresholds are to be tuned for what is no run of its own, on other rows than
+  validation's: there are none, and it is said before anything is computed."""
+  if asked(run) and split != 'validation':
+    field = 'null_threshold' if hasattr(run.task.config, 'null_threshold') else 'threshold'
+    raise InputError(
+      f'task.{field}=tuned: thresholds are tuned on the validation split of a training run and stand with its '
+      'checkpoint, and here is none\n  take --split=validation, judge the run itself by --workdir=, or give a number '
+      f'by --config.task.{field}='
+    )
+
+
 def read(run: Run, workdir: pathlib.Path, step: int, *, split: str) -> Run:
   """The run with the thresholds that were tuned with a checkpoint, to evaluate or predict other rows than validation's.
 

@@ -5,13 +5,15 @@ import os
 import pathlib
 
 # Little models are compiled far more often than they run: without optimisation a compilation takes a third of the time.
-# XLA ends a program that gives it a flag it does not know, so these are for the versions that were tried.
+# XLA ends a program that gives it a flag it does not know, so these are for the versions that were tried; and one whose
+# devices wait for each other for 40 s.
 _FLAGS = {'--xla_force_host_platform_device_count': 8}
 if importlib.metadata.version('jaxlib').startswith('0.10.'):
   _FLAGS |= {
     '--xla_backend_optimization_level': 0,
     '--xla_cpu_use_fusion_emitters': 'false',
     '--xla_cpu_parallel_codegen_split_count': 1,
+    '--xla_cpu_collective_call_terminate_timeout_seconds': 3600,
   }
 _GIVEN = os.environ.get('XLA_FLAGS', '')
 os.environ['XLA_FLAGS'] = ' '.join([*(f'{k}={v}' for k, v in _FLAGS.items() if k not in _GIVEN), _GIVEN]).strip()

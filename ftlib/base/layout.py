@@ -93,7 +93,7 @@ def fits(shape: str) -> bool:
 
 
 def _parse(shape: str) -> dict[str, int]:
-  sizes = dict.fromkeys(AXES, 1)
+  sizes, seen = dict.fromkeys(AXES, 1), set()
   parts = [p.strip() for p in re.split(r'[,x]', shape.strip(' ()[]')) if p.strip()]
   for i, part in enumerate(parts):
     name, _, number = part.rpartition('=')
@@ -104,5 +104,8 @@ def _parse(shape: str) -> dict[str, int]:
       )
     if not number.strip().isdigit() or int(number) < 1:
       raise InputError(f'mesh.shape={shape!r}: {part!r} is no positive size; write it like data=4,fsdp=2')
+    if name in seen:
+      raise InputError(f'mesh.shape={shape!r}: axis {name!r} stands there twice')
+    seen.add(name)
     sizes[name] = int(number)
   return sizes

@@ -39,6 +39,8 @@ def component(folder: str, name: str, *, field: str) -> ModuleType:
   """
   if not name or not isinstance(name, str):
     raise InputError(f'{field} is empty; it names a file of ftlib/{folder}: {", ".join(names(folder))}')
+  if '.' in name and not all(map(str.isidentifier, name.split('.'))):
+    raise InputError(f'{field}={name!r} is no name of a module; give one with dots, such as my_lab.scale, and no path')
   if '.' in name:
     return _outside(folder, name, field)
   known = names(folder)

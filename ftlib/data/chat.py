@@ -40,6 +40,7 @@ TEMPLATES = {  # for tokenizers without one; each says where its answers stand
   ),
 }
 _DIRECTIVES = ('-d', '-m', *'aAwdbBmyYHIMSpjUWxXc')  # of strftime
+_UNREAD = ('tool_calls', 'function_call', 'reasoning_content', 'thinking')  # of a turn, besides its text
 _SHAREGPT = {'human': 'user', 'gpt': 'assistant', 'bot': 'assistant', 'model': 'assistant'}
 _MARK = '\U0010fffe{}\U0010fffe'  # stands for the content of message {}
 _MARKS = re.compile('\U0010fffe(\\d+)\U0010fffe')
@@ -55,15 +56,25 @@ class Unstable(ValueError):
 def messages(value: Any) -> list[Message]:
   """The turns of a row: `{'role', 'content'}` objects, `{'from', 'value'}` objects, or plain texts of user and
   assistant by turns, of which a last one without an answer is left out. Raises `ValueError` that says what is wrong."""
-  if not isinstance(value, list):
-    raise ValueError(f'a conversation is a list of turns, not the {type(value).__name__} {repr(value)[:60]}')
-  if value and all(isinstance(turn, str) for turn in value):
-    turns = [{'role': ROLES[1 + i % 2], 'content': turn} for i, turn in enumerate(value[: len(value) // 2 * 2])]
+  turns = _turns(value)
+  if turns and isinstance(value[0], str):
+    turns = turns[: len(turns) // 2 * 2]
     if not turns:
       raise ValueError('the conversation has one turn and no answer to learn from')
-  else:
-    turns = [_turn(turn, i) for i, turn in enumerate(value, 1)]
   _check_order(turns)
+  if 'assistant' not in (roles := [t['role'] for t in turns]):
+    raise ValueError('the conversation has no assistant turn, so there is nothing to learn')
+  if roles[-1] != 'assistant':
+    raise ValueError(f'the conversation ends with a turn of the {roles[-1]}, which nothing answers')
+  return turns
+
+
+def asked(value: Any) -> list[Message]:
+  """The turns of a conversation that the assistant is to go on with, as in `messages`. Raises `ValueError`."""
+  turns = _turns(value)
+  _check_order(turns)
+  if turns[-1]['role'] != 'user':
+    raise ValueError(f"the conversation ends with a turn of the {turns[-1]['role']}; the last one is to be the user's")
   return turns
 
 
@@ -76,6 +87,14 @@ def fault(value: Any) -> str:
   return ''
 
 
+def _turns(value: Any) -> list[Message]:
+  if not isinstance(value, list):
+    raise ValueError(f'a conversation is a list of turns, not the {type(value).__name__} {repr(value)[:60]}')
+  if all(isinstance(turn, str) for turn in value):
+    return [{'role': ROLES[1 + i % 2], 'content': turn} for i, turn in enumerate(value)]
+  return [_turn(turn, i) for i, turn in enumerate(value, 1)]
+
+
 def _turn(turn: Any, number: int) -> Message:
   if not isinstance(turn, Mapping):
     raise ValueError(f'turn {number} is {repr(turn)[:60]}, not an object with role and content')
@@ -85,6 +104,8 @@ def _turn(turn: Any, number: int) -> Message:
   if role not in ROLES:
     near = did_you_mean(str(role), ROLES)
     raise ValueError(f'turn {number} has the role {role!r}, which is none of {", ".join(ROLES)}{near}')
+  if unread := [name for name in _UNREAD if turn.get(name)]:
+    raise ValueError(f'turn {number} ({role}) has {unread[0]}, which would be lost: only content is read')
   if not isinstance(content, str):
     raise ValueError(f'turn {number} ({role}) has the content {repr(content)[:60]}, which is no text')
   if not content.strip():
@@ -100,10 +121,6 @@ def _check_order(turns: Sequence[Message]) -> None:
     raise ValueError(f'the conversation has {roles.count("system")} system turns; one, at its beginning, is possible')
   if 'system' in roles[1:]:
     raise ValueError(f'turn {roles.index("system") + 1} is the system turn, which can only be the first')
-  if 'assistant' not in roles:
-    raise ValueError('the conversation has no assistant turn, so there is nothing to learn')
-  if roles[-1] != 'assistant':
-    raise ValueError(f'the conversation ends with a turn of the {roles[-1]}, which nothing answers')
 
 
 # --- conversations to tokens
@@ -122,12 +139,28 @@ class Chat:
   @property
   def notes(self) -> list[str]:
     """What the user should know of the template."""
-    if 'strftime_now' not in self.template:
-      return []
-    return [
-      f'the chat template prints the date; it is given task.date={self.date} for ever, so that token ids do not change '
-      'from day to day'
-    ]
+    notes = []
+    if 'strftime_now' in self.template:
+      notes.append(
+        f'the chat template prints the date; it is given task.date={self.date} for ever, so that token ids do not '
+        'change from day to day'
+      )
+    if self._endless:
+      notes.append(
+        'the chat template has no special token behind an answer, so the model does not learn where one ends: it will '
+        'go on until max_new_tokens, or until a --stop text'
+      )
+    return notes
+
+  @property
+  def _endless(self) -> bool:
+    """Whether nothing special ends an answer; of a template that refuses a question and its answer, not known."""
+    turns = [{'role': 'user', 'content': 'mirum'}, {'role': 'assistant', 'content': 'quidem'}]
+    try:
+      _, answer, rest = self.render(turns).rpartition(turns[1]['content'])
+    except ValueError:
+      return False
+    return bool(answer) and not literal(self.tokenizer).names.search(rest)
 
   @functools.cached_property
   def marked(self) -> bool:
@@ -157,9 +190,18 @@ class Chat:
 
   def render(self, conversation: list[Message], *, answer: bool = False) -> str:
     """The text of a conversation; with `answer`, up to where the assistant begins."""
-    return self.tokenizer.apply_chat_template(
-      conversation, chat_template=self._dated, tokenize=False, add_generation_prompt=answer
-    )
+    import jinja2
+
+    try:
+      return self.tokenizer.apply_chat_template(
+        conversation, chat_template=self._dated, tokenize=False, add_generation_prompt=answer
+      )
+    except jinja2.exceptions.TemplateSyntaxError:
+      raise  # of no row
+    except jinja2.exceptions.TemplateError as e:
+      raise ValueError(f'the chat template refuses it: {e.message}') from e
+    except (TypeError, LookupError, AttributeError, ArithmeticError) as e:  # in what the template computes
+      raise ValueError(f'the chat template fails on it: {e}') from e
 
   @functools.cached_property
   def _dated(self) -> str:
@@ -247,7 +289,7 @@ class Chat:
     for (a, b), answer in zip(marks[0], answers):
       body = text.find(answer, a, b)
       ended = names.search(text, a if body < 0 else body + len(answer), b)
-      end = None if ended else names.match(text, b)
+      end = None if ended else names.match(text, len(text) - len(text[b:].lstrip()))
       out.append((a, end.end() if end else b))
     return out
 
@@ -272,18 +314,19 @@ class Chat:
   def _start(self, conversation: list[Message], k: int, whole: str) -> int:
     """Where the prompt ends after which turn k is generated."""
     before = self.render(conversation[:k], answer=True) if k else ''
+    if not whole.startswith(before):
+      raise Unstable(
+        f'what the template asks with does not begin turn {k + 1}: the model would be asked otherwise than it is '
+        'trained (some put the system turn before the last question alone, which no answer follows; leave it out '
+        'then), or give another template by --config.task.chat_template=FILE'
+      )
     if k and before != self.render(conversation[:k]):
-      if not whole.startswith(before):
-        raise Unstable(
-          f'what the template asks with does not begin turn {k + 1}; give one with {{% generation %}} marks by '
-          '--config.task.chat_template=FILE'
-        )
       return len(before)
     # the template has nothing to ask with: the answer begins with its content, or the blank in front of it
-    marked = self.render([*conversation[:k], {**conversation[k], 'content': _MARK.format(k)}])
-    start = marked.index(_MARK.format(k))
-    blank = k and whole.startswith(before) and not whole[len(before) : start].strip()
-    return len(before) if blank else start
+    start = self.render([*conversation[:k], {**conversation[k], 'content': _MARK.format(k)}]).find(_MARK.format(k))
+    if start < 0:
+      raise ValueError(f'the chat template leaves the content of turn {k + 1} out')
+    return len(before) if k and not whole[len(before) : start].strip() else start
 
 
 def check_date(date: str) -> None:
@@ -294,8 +337,16 @@ def check_date(date: str) -> None:
     raise ValueError(f'date={date!r} is no date as YYYY-MM-DD, such as {DATE}') from e
 
 
-def open_chat(tokenizer: Any, name: str = '', *, train_on: str = 'assistant', date: str = DATE) -> Chat:
-  """The Chat of a template: '' for the tokenizer's own, one of `TEMPLATES`, or a file. Raises `InputError`.
+def open_chat(
+  tokenizer: Any,
+  name: str = '',
+  *,
+  train_on: str = 'assistant',
+  date: str = DATE,
+  field: str = '--config.task.chat_template',
+) -> Chat:
+  """The Chat of a template: '' for the tokenizer's own, one of `TEMPLATES`, or a file. Raises `InputError`, in which
+  the template is called `field`.
 
   The tokenizer has that template from then on, so that whatever is made of the model later asks as it was trained.
   """
@@ -305,15 +356,18 @@ def open_chat(tokenizer: Any, name: str = '', *, train_on: str = 'assistant', da
   elif name:
     file = pathlib.Path(name).expanduser()
     if not file.is_file():
-      raise InputError(f'task.chat_template={name}: neither a file nor one of {known}{did_you_mean(name, TEMPLATES)}')
-    template = file.read_text(encoding='utf-8')
+      raise InputError(f'{field}={name}: neither a file nor one of {known}{did_you_mean(name, TEMPLATES)}')
+    try:
+      template = file.read_text(encoding='utf-8')
+    except (OSError, UnicodeDecodeError) as e:
+      raise InputError(f'{field}={name} cannot be read: {e}') from e
   else:
     try:
       template = tokenizer.get_chat_template()
     except ValueError as e:
       raise InputError(
         'the tokenizer has no chat template (a base model, most likely)\n'
-        f'Set --config.task.chat_template= to one of {known}, or to a file with a template.'
+        f'Set {field}= to one of {known}, or to a file with a template.'
       ) from e
   tokenizer.chat_template = template
   return Chat(tokenizer, template, train_on, date)
@@ -333,8 +387,6 @@ class _told:
 
     if isinstance(error, jinja2.exceptions.TemplateSyntaxError):
       raise InputError(f'task.chat_template: {error.message} (line {error.lineno} of the template)') from error
-    if isinstance(error, jinja2.exceptions.TemplateError):
-      raise InputError(f'{self.where(self.i)}: the chat template refuses it: {error.message}') from error
     if isinstance(error, ValueError):
       raise InputError(f'{self.where(self.i)}: {error}') from error
     return False

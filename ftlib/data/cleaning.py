@@ -7,10 +7,12 @@ later goes through the same.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import html
 import re
 import unicodedata
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 from ftlib.base.errors import InputError, did_you_mean
 from ftlib.data.sources import Rows, subset
@@ -23,6 +25,7 @@ _URL = re.compile(r'(?:https?://|www\.)[A-Za-z0-9\-._~:/?#\[\]@!$&\'()*+,;=%]*[A
 _USER = re.compile(r'(?<![\w@.])@\w{1,30}(?!\w)')  # not within an address of e-mail, nor a text without spaces
 _REPEATED = re.compile(r'([^\W\d_]|[!?！？。~～….，,])\1{3,}')
 _SPACES = re.compile(r'\s+')
+_SHOWN = 3  # texts with several labels
 
 
 def _plain_html(text: str) -> str:
@@ -70,18 +73,29 @@ def cleaner(spec: str) -> Callable[[str], str] | None:
   return clean
 
 
-def cleaned(splits: Mapping[str, Rows], columns: Sequence[str], spec: str, notes: list[str]) -> dict[str, Rows]:
-  """The splits with the texts of `columns` cleaned; what is no text is left as it is, to be refused later."""
+def cleaned(
+  splits: Mapping[str, Rows],
+  columns: Sequence[str],
+  spec: str,
+  notes: list[str],
+  *,
+  how: Callable[[dict, Callable[[str], str]], dict] | None = None,
+) -> dict[str, Rows]:
+  """The splits with the texts of `columns` cleaned, or rows as `how` has it (`Columns.cleaned`); what is no text, or
+  points nowhere, is left as it is, to be refused later."""
   clean = cleaner(spec)
   if clean is None:
     return dict(splits)
-  out = {}
+  whole = lambda row, clean: {**row, **{c: clean(row[c]) for c in columns if isinstance(row.get(c), str)}}  # noqa: E731
+  how, out = how or whole, {}
   for name, rows in splits.items():
     found = []
     for row in rows:
-      new = {c: clean(row[c]) for c in columns if isinstance(row.get(c), str)}
-      changed = any(new[c] != row[c] for c in new)
-      found.append({**row, **new} if changed else row)
+      try:
+        new = how(row, clean)
+      except ValueError:
+        new = row
+      found.append(row if new == row else new)
     count = sum(a is not b for a, b in zip(found, rows))
     empty = sum(any(isinstance(a.get(c), str) and not a[c] and b[c] for c in columns) for a, b in zip(found, rows))
     if count:
@@ -102,14 +116,13 @@ def deduplicated(
   splits: Mapping[str, Rows], columns: Sequence[str], label: str | None, how: str, notes: list[str]
 ) -> dict[str, Rows]:
   """The splits without the training rows whose texts stand in validation or test, or with the same label in a training
-  row before; `how`: 'exact', or 'normalised' (`normal`). Texts that stand there with several labels are counted.
+  row before; `how`: 'exact', or 'normalised' (`normal`).
 
   Raises `InputError` where no training row is left.
   """
   if not how:
     return dict(splits)
-  form = normal if how == 'normalised' else str
-  key = lambda row: tuple(form(str(row[c])) for c in columns)  # noqa: E731
+  key = functools.partial(_key, columns=columns, how=how)
   judged = {key(row) for name, rows in splits.items() if name != 'train' for row in rows}
   train = splits['train']
   found: dict[tuple, set[str]] = {}
@@ -128,6 +141,34 @@ def deduplicated(
       f'train: {len(train) - len(kept)} of {len(train)} rows left out by data.deduplicate={how}: {leaked} have the '
       f'text of a row of another split, {len(train) - len(kept) - leaked} that of an earlier one with the same label'
     )
-  if conflicts := sum(len(values) > 1 for values in found.values()):
-    notes.append(f'train: {conflicts} texts stand there with different labels, and were left there')
   return {**splits, 'train': subset(train, kept)}
+
+
+def note_conflicts(
+  train: Rows, columns: Sequence[str], label: str, how: str, notes: list[str], *, sets: bool = False
+) -> None:
+  """Counts the texts that stand there with different labels, and names the rows of the first of them; `how` as above,
+  '' for exact. `sets`: labels are lists whose order says nothing."""
+  of_text: dict[tuple, list[int]] = {}
+  for i, row in enumerate(train):
+    of_text.setdefault(_key(row, columns=columns, how=how), []).append(i)
+  value = lambda i: {*v} if isinstance(v := train[i][label], list) and sets else v  # noqa: E731
+  found = [at for at in of_text.values() if any(value(i) != value(at[0]) for i in at)]
+  if not found:
+    return
+  shown = []
+  for at in found[:_SHOWN]:
+    others = [i for i in at if value(i) != value(at[0])]
+    shown.append(' and '.join(f'{train.where(i)} has {repr(train[i][label])[:60]}' for i in (at[0], others[0])))
+  more = '; ...' if len(found) > _SHOWN else ''
+  rows = sum(map(len, found))
+  notes.append(
+    f'train: {len(found)} texts ({rows} rows) stand there with different labels, and were left there: '
+    f'{"; ".join(shown)}{more}'
+  )
+
+
+def _key(row: Mapping[str, Any], *, columns: Sequence[str], how: str) -> tuple[str, ...]:
+  """What rows share whose texts are the same."""
+  form = normal if how == 'normalised' else str
+  return tuple(form(str(row[c])) for c in columns)

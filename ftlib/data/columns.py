@@ -30,6 +30,7 @@ from ftlib.data.labels import Columns, Splits
 from ftlib.data.sources import Rows, subset
 
 _SKIPPABLE = 0.05  # share of a split's rows; more bad ones mean that something is wrong with the data
+_TOLD_APART = ('class', 'labels', 'score')  # kinds of labels that are no part of a text
 _MISSING = object()
 
 
@@ -87,15 +88,33 @@ def spared(splits: Splits, spare: Mapping[str, str], notes: list[str]) -> Splits
 
 
 def check_there(splits: Splits, columns: Columns, others: Sequence[tuple[str, str]]) -> None:
-  """Raises `InputError` where a split lacks one of the task's columns, or of `others` (setting, column)."""
+  """Raises `InputError` where a split lacks one of the task's columns, or of `others` (setting, column), where one has
+  no name, or where the label is read as a text too."""
   *of_texts, of_label = (f'task.{field}' for field in columns.fields)
-  for field, column in [*zip(of_texts, columns.texts), (of_label, columns.label), *others]:
+  named = [*zip(of_texts, columns.texts)] + ([] if columns.label is None else [(of_label, columns.label)])
+  for field, column in named:
+    if not column:
+      raise InputError(f'{field} is empty; set --config.{field}= to the name of a column')
+  if columns.kind in _TOLD_APART and columns.label in columns.texts:
+    raise InputError(
+      f'{of_label}={columns.label!r} is a column of the texts too ({", ".join(of_texts)}), which are to tell it\n'
+      f'Set --config.{of_label}= to the column that holds the labels.'
+    )
+  for field, column in [*named, *others]:
     for rows in splits.values():
       if column and column not in rows.columns:
+        none = ' Where there is none, set it to nothing.' if (columns.kinds or {}).get(column) == 'optional' else ''
         raise InputError(
           f'{field}: {rows.file} has no column "{column}"{did_you_mean(column, rows.columns)}\n'
-          f'Its columns:\n{listing(rows.columns)}\nSet --config.{field}= to one of them.'
+          f'Its columns:\n{listing(c[:80] for c in rows.columns)}\n{_todo(field, column, rows, splits)}{none}'
         )
+
+
+def _todo(field: str, column: str, rows: Rows, splits: Splits) -> str:
+  others = [name for name, of in splits.items() if column in of.columns]
+  if others and rows.name == 'test' and field.endswith('.label'):
+    return 'A test file without labels is for ftlib.predict: move it out of the folder, or add the column.'
+  return f'Set --config.{field}= to one of them' + (f', or add it as {others[0]} has it.' if others else '.')
 
 
 def sound(

@@ -17,7 +17,7 @@ from ftlib.data.sources import Rows
 Splits = dict[str, Rows]
 
 PART = 'task'  # the column that says which part a row is of, where there are several
-STRATIFIED = ('class',)  # kinds by whose values rows are dealt out to splits
+STRATIFIED = ('class', 'labels')  # kinds by whose values rows are dealt out to splits
 _LARGEST = 3e38  # of float32, about
 _NUMBER = re.compile(r'\s*[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?\s*', re.ASCII)
 
@@ -28,7 +28,9 @@ class Columns(NamedTuple):
   `fields`: the task's settings that name the texts' columns, and last that of the label. `spare`: {column: another that
   has it in splits that lack the first, or a list of it}. `kinds`: {column of the texts: what stands in it, where that
   is no plain text}, and `row`: what a row becomes, both as `ftlib/data/columns.py` says. `parts`: {name: (path,
-  columns)} of several sources that are read one behind another, a row's name in its column `PART`.
+  columns)} of several sources that are read one behind another, a row's name in its column `PART`. `cleaned(row,
+  clean)`: the row after `clean(text)`, where something points into the texts; raises `ValueError` where it points
+  nowhere.
   """
 
   texts: Sequence[str]
@@ -39,6 +41,7 @@ class Columns(NamedTuple):
   kinds: Mapping[str, Any] | None = None
   row: Callable[[dict], dict] | None = None
   parts: Mapping[str, tuple[str, Columns]] | None = None
+  cleaned: Callable[[dict, Callable[[str], str]], dict] | None = None
 
 
 def classes(splits: Splits, column: str, notes: list[str]) -> Splits:
@@ -57,8 +60,19 @@ def classes(splits: Splits, column: str, notes: list[str]) -> Splits:
     raise InputError(f'task.label: "{column}" is of several kinds, first seen at\n{seen}\nWrite all labels one way.')
   if 'boolean' in first:
     notes.append(f'labels: the booleans of "{column}" are taken as the strings "false" and "true"')
+  _note_alike(splits, column, notes)
   plain = {bool: lambda v: str(v).lower(), float: int}
   return _mapped(splits, column, lambda v: plain[type(v)](v) if type(v) in plain else v)
+
+
+def _note_alike(splits: Splits, column: str, notes: list[str]) -> None:
+  """Of strings that differ in case or spaces alone, most likely by a slip: two classes where one was meant."""
+  spelt: dict[str, list[str]] = {}
+  for value in sorted({row[column] for rows in splits.values() for row in rows if isinstance(row[column], str)}):
+    spelt.setdefault(' '.join(value.split()).casefold(), []).append(value)
+  if alike := [repr(names)[1:-1] for names in spelt.values() if len(names) > 1]:
+    more = f' (and {len(alike) - 1} more such)' if len(alike) > 1 else ''
+    notes.append(f'labels: {alike[0]}{more} differ in case or spaces alone, and are classes of their own')
 
 
 def label_sets(splits: Splits, column: str, notes: list[str]) -> Splits:

@@ -69,6 +69,38 @@ def of_spans(text: str, head: Any, tail: Any) -> list[Part]:
   return _checked([text[:a], at[0], text[a:b], at[1], text[b:c], at[2], text[c:d], at[3], text[d:]])
 
 
+def changed(parts: Sequence[Part], change: Callable[[str], str]) -> list[Part]:
+  """The parts with every text changed by itself, markers where they were, and a space where there was one beside a
+  marker that the change took away."""
+  out: list[Part] = []
+  for i, part in enumerate(parts):
+    if isinstance(part, int):
+      out.append(part)
+      continue
+    new, front, back = change(part), i > 0 and part[:1].isspace(), i + 1 < len(parts) and part[-1:].isspace()
+    if not new:
+      out.append(' ' * (front and back))
+    else:
+      out.append(' ' * (front and not new[0].isspace()) + new + ' ' * (back and not new[-1].isspace()))
+  return out
+
+
+def written(parts: Sequence[Part]) -> str:
+  """The text again, with markers."""
+  return ''.join(NAMES[part] if isinstance(part, int) else part for part in parts)
+
+
+def spanned(parts: Sequence[Part]) -> tuple[str, list[int], list[int]]:
+  """The text again without markers, and the characters of the two entities."""
+  text, at = '', [0] * len(NAMES)
+  for part in parts:
+    if isinstance(part, int):
+      at[part] = len(text)
+    else:
+      text += part
+  return text, at[:2], at[2:]
+
+
 def entities(parts: Sequence[Part]) -> tuple[str, str]:
   """The texts of the first and of the second entity."""
   found = {a: str(b).strip() for a, b in itertools.pairwise(parts) if isinstance(a, int)}

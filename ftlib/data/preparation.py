@@ -20,14 +20,14 @@ import numpy as np
 from ftlib.base import settings
 from ftlib.base.errors import InputError, did_you_mean, listing
 from ftlib.base.settings import setting
-from ftlib.data import augmentation, cleaning, sampling
+from ftlib.data import augmentation, cleaning, sampling, splitting
 from ftlib.data.columns import check_there, sound, spared
 from ftlib.data.labels import CHECKS, FAULTS, PART, STRATIFIED, Columns
 from ftlib.data.sources import Rows, Source, open_source, subset
 
 Splits = dict[str, Rows]
 
-_ALL = object()  # stands for all labels together
+_CONFLICTING = ('class', 'labels', 'score', 'tags')  # kinds of labels of which a text has one and no other
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,7 +79,7 @@ def load(cfg: Config, **columns: Any) -> Dataset:
   splits = spared(_used(source, cfg, notes), read.spare or {}, notes)
   check_there(splits, read, [('data.group', cfg.group), *(('data.keep', column) for column in conditions)])
   splits = _labelled(_kept(splits, conditions, notes), label, notes)
-  splits = cleaning.cleaned(splits, _changeable(read, cfg), cfg.clean, notes)
+  splits = cleaning.cleaned(splits, _changeable(read, cfg), cfg.clean, notes, how=read.cleaned)
   skip = cfg.on_bad_row == 'skip'
   splits = sound(splits, read, FAULTS.get(kind), group=cfg.group, skip=skip, notes=notes)
   splits = CHECKS[kind](splits, label, notes) if label else splits
@@ -88,6 +88,8 @@ def load(cfg: Config, **columns: Any) -> Dataset:
   splits = cleaning.deduplicated(splits, texts or [label], label if texts else None, cfg.deduplicate, notes)
   splits['train'] = _few(_limited(splits['train'], strata, cfg, notes), read, cfg, notes)
   _note_duplicates(splits, texts or [label], notes)
+  if label and kind in _CONFLICTING:
+    cleaning.note_conflicts(splits['train'], texts, label, cfg.deduplicate, notes, sets=kind == 'labels')
   splits['train'] = augmentation.augmented(
     splits['train'], _changeable(read, cfg), cfg.augment, cfg.copies, cfg.split_seed, notes
   )
@@ -240,79 +242,23 @@ def _check_apart(splits: Splits, group: str) -> None:
 def _divided(rows: Rows, ratios: Mapping[str, float], label: str | None, cfg: Config) -> Splits:
   names = [name for name, ratio in ratios.items() if ratio > 0]
   shares = np.array([ratios[name] for name in names])
-  labels = [row[label] for row in rows] if label else [''] * len(rows)
+  labels = _strata(rows, label)
   if cfg.group:
-    split_of = _by_group([row[cfg.group] for row in rows], labels, shares, cfg)
+    groups = [row[cfg.group] for row in rows]
+    split_of = splitting.by_group(groups, labels, shares, cfg.split_seed, column=cfg.group)
   else:
-    split_of = _by_label(labels, shares, cfg.split_seed)
+    split_of = splitting.dealt(labels, shares, cfg.split_seed)
   parts = {name: subset(rows, np.flatnonzero(split_of == s).tolist(), name=name) for s, name in enumerate(names)}
   for name, part in parts.items():
     if not len(part):
+      values, why = len({repr(value) for value in labels}), f'{rows.file} has only {len(rows)}'
+      if 2 * values > len(rows):
+        why += f', with {values} values of "{label}": is that the column of the labels?'
       raise InputError(
-        f'data.split={cfg.split} leaves {name} without a row: {rows.file} has only {len(rows)}\n'
+        f'data.split={cfg.split} leaves {name} without a row: {why}\n'
         'Give more rows, or other ratios by --config.data.split=.'
       )
   return parts
-
-
-def _by_label(labels: Sequence, shares: np.ndarray, seed: int) -> np.ndarray:
-  """[rows] the split of each row: of each label, every split has its share to within one row.
-
-  scikit-learn's splitters refuse labels of one row and round twice for three splits. RandomState, as its numbers are
-  the same in every release of numpy: who stands in the test split must not change with an update.
-  """
-  rng = np.random.RandomState(seed)
-  members: dict[Any, list[int]] = {}
-  for i, value in enumerate(labels):
-    members.setdefault(value, []).append(i)
-  split_of = np.zeros(len(labels), np.int64)
-  owed = np.zeros(len(shares))  # rows that each split is behind by, over the labels so far
-  for value in sorted(members):
-    ideal = len(members[value]) * shares
-    counts = np.floor(ideal + 1e-9)
-    counts[0] = max(counts[0], 1)  # what is never trained on cannot be predicted
-    owed += ideal - counts
-    for _ in range(len(members[value]) - int(counts.sum())):
-      s = int(np.argmax(np.where(counts < ideal - 1e-9, owed, -np.inf)))
-      counts[s] += 1
-      owed[s] -= 1
-    split_of[rng.permutation(members[value])] = np.repeat(np.arange(len(shares)), counts.astype(int))
-  return split_of
-
-
-def _by_group(groups: Sequence, labels: Sequence, shares: np.ndarray, cfg: Config) -> np.ndarray:
-  """[rows] the split of each row, groups whole: each goes where it brings rows and labels nearest to their shares."""
-  members: dict[Any, list[int]] = {}
-  for i, value in enumerate(groups):
-    members.setdefault(value, []).append(i)
-  names = list(members)
-  if len(names) < len(shares):
-    raise InputError(
-      f'data.group: "{cfg.group}" has {len(names)} values, too few for {len(shares)} splits\n'
-      'Name another column by --config.data.group=, or fewer splits by --config.data.split=.'
-    )
-  order = np.random.RandomState(cfg.split_seed).permutation(len(names))
-  order = sorted(order, key=lambda g: -len(members[names[g]]).bit_length())  # large ones while there is room for them
-  totals = {**Counter(labels), _ALL: len(labels)}
-  short = [{value: count * share for value, count in totals.items()} for share in shares.tolist()]
-  weight = [{value: 1 / wanted for value, wanted in s.items()} for s in short]
-  split_of = np.full(len(labels), -1)
-  empty = set(range(len(shares)))
-  for left, g in zip(range(len(order), 0, -1), order):
-    rows = members[names[g]]
-    counts = {_ALL: len(rows)}
-    for i in rows:
-      counts[labels[i]] = counts.get(labels[i], 0) + 1
-    growth = {  # of the squared distances from the shares, each in units of its share
-      s: sum([n * (n - 2 * short[s][value]) * weight[s][value] for value, n in counts.items()])
-      for s in (sorted(empty) if left <= len(empty) else range(len(shares)))
-    }
-    best = min(growth, key=growth.get)
-    split_of[rows] = best
-    empty.discard(best)
-    for value, n in counts.items():
-      short[best][value] -= n
-  return split_of
 
 
 def _limited(train: Rows, label: str | None, cfg: Config, notes: list[str]) -> Rows:
@@ -320,17 +266,12 @@ def _limited(train: Rows, label: str | None, cfg: Config, notes: list[str]) -> R
   if cfg.limit is None or cfg.limit >= len(train):
     return train
   notes.append(f'train: {cfg.limit} of {len(train)} rows taken (data.limit)')
-  labels = [row[label] for row in train] if label else [''] * len(train)
-  shares = np.array([cfg.limit, len(train) - cfg.limit]) / len(train)
-  taken = set(np.flatnonzero(_by_label(labels, shares, cfg.split_seed) == 0).tolist())
-  left = Counter(labels[i] for i in taken)
-  # the row that every label gets may have been one too many: then common labels give way, and in the end any
-  for least in (1, 0):
-    for i in np.random.RandomState(cfg.split_seed).permutation(sorted(taken)).tolist():
-      if len(taken) > cfg.limit and left[labels[i]] > least:
-        taken.discard(i)
-        left[labels[i]] -= 1
-  return subset(train, sorted(taken))
+  return subset(train, splitting.some(_strata(train, label), cfg.limit, cfg.split_seed))
+
+
+def _strata(rows: Rows, label: str | None) -> list:
+  """What rows are dealt out by."""
+  return [row[label] for row in rows] if label else [''] * len(rows)
 
 
 def _few(train: Rows, read: Columns, cfg: Config, notes: list[str]) -> Rows:
@@ -355,6 +296,11 @@ def _changeable(read: Columns, cfg: Config) -> list[str]:
           f'data.{field}={getattr(cfg, field)} is for texts with a class, labels or a score; here labels point into '
           f'the texts, or are texts themselves\nClean the file instead, and set --config.data.{field}= to nothing.'
         )
+  if cfg.augment and read.cleaned:
+    raise InputError(
+      f'data.augment={cfg.augment} moves words about, and here labels are of marked places in the texts\n'
+      'Set --config.data.augment= to nothing.'
+    )
   if cfg.augment and not read.label:
     raise InputError(f'data.augment={cfg.augment} is for texts with a class, labels or a score, and here are no labels')
   return [c for c in read.texts if (read.kinds or {}).get(c, 'text') in ('text', 'optional')]

@@ -38,6 +38,14 @@ from ftlib.data import dialogues, hubs
 EXTENSIONS = ('.jsonl', '.json', '.csv', '.tsv', '.parquet')
 COMPRESSIONS = ('.gz', '.bz2', '.xz', '.zst')
 SPLITS = {'train': 'train', 'test': 'test'} | dict.fromkeys(('validation', 'valid', 'val', 'dev'), 'validation')
+_PACKED = {  # how files begin that are no text
+  b'\x1f\x8b': 'compressed by gzip (.gz)',
+  b'BZh': 'compressed by bzip2 (.bz2)',
+  b'\xfd7zXZ': 'compressed by xz (.xz)',
+  b'\x28\xb5\x2f\xfd': 'compressed by zstd (.zst)',
+  b'PAR1': 'Parquet (.parquet)',
+  b'PK\x03\x04': 'a zip archive, which has to be unpacked, or a table of Excel, which has to be saved as .csv',
+}
 _KNOWN = f'{" ".join(EXTENSIONS)} (also compressed: {" ".join(COMPRESSIONS)})'
 _Parsed = tuple[list[dict[str, Any]], Sequence[int]]  # rows, and the number of each in its file
 
@@ -114,7 +122,10 @@ def _existing(path: str) -> Path:
   if place.exists():
     return place
   if re.match(r'[A-Za-z]\w+:', path):
-    raise InputError(f'{path}: no such file, and the only prefixes are tfds:, hf: and package:')
+    raise InputError(
+      f'{path}: no such file, and the only prefixes are tfds:, hf: and package:\nWhat lies on a server has to be '
+      'fetched first; give the folder or file it was saved to.'
+    )
   while not missing.parent.exists():
     missing = missing.parent
   siblings = sorted(f.name for f in missing.parent.iterdir()) if missing.parent.is_dir() else []
@@ -153,10 +164,14 @@ def _split_files(folder: Path) -> dict[str, Path]:
       found[split] = file
   if 'train' not in found:
     raise InputError(
-      f'{folder}: has no train file, but holds:\n{listing([f.name for f in files] or ["nothing"])}\nName the files '
+      f'{folder}: has no train file, but holds:\n{listing(_held(folder))}\nName the files '
       f'train.EXT, and validation.EXT and test.EXT where there are such; EXT is one of {_KNOWN}.'
     )
   return {split: found[split] for split in ('train', 'validation', 'test') if split in found}
+
+
+def _held(folder: Path) -> list[str]:
+  return sorted(f.name + '/' * f.is_dir() for f in folder.iterdir() if not f.name.startswith('.')) or ['nothing']
 
 
 def _read(file: Path, shown: str, encoding: str, *, name: str) -> tuple[Rows, str]:
@@ -193,8 +208,10 @@ def _bytes(file: Path, shown: str) -> bytes:
       return pa.CompressedInputStream(pa.BufferReader(raw), 'zstd').read()
     return {'.gz': gzip.decompress, '.bz2': bz2.decompress, '.xz': lzma.decompress}.get(kind, bytes)(raw)
   except Exception as e:  # each of these libraries has its own kinds
-    kinds = f' as {kind}' if kind in COMPRESSIONS else ''
-    raise InputError(f'{shown}: cannot be read{kinds}: {e}\nA damaged or cut off file has to be fetched again.') from e
+    packed = kind in COMPRESSIONS
+    todo = 'A damaged or cut off file has to be fetched again' + f'; one without compression has no {kind}' * packed
+    todo = 'Give it to a user who may read it' if isinstance(e, PermissionError) else todo
+    raise InputError(f'{shown}: cannot be read{f" as {kind}" * packed}: {e}\n{todo}.') from e
 
 
 def _decode(data: bytes, file: str, encoding: str) -> str:
@@ -204,6 +221,8 @@ def _decode(data: bytes, file: str, encoding: str) -> str:
   except LookupError as e:
     raise InputError(f'--config.data.encoding={encoding}: {e}\nUsual ones: utf-8, utf-16, latin-1, gb18030.') from e
   except UnicodeDecodeError as e:
+    if packed := next((what for magic, what in _PACKED.items() if data.startswith(magic)), ''):
+      raise InputError(f'{file}: is no text, but {packed}; name it so, as in train.jsonl.gz or train.parquet') from e
     marked = data.startswith((b'\xff\xfe', b'\xfe\xff'))
     guess = 'utf-16' if marked else 'latin-1' if encoding.lower() in ('utf-8', 'utf8') else 'utf-8'
     raise InputError(
@@ -226,6 +245,7 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
   return found
 
 
+_WHOLE = 'Each line must hold one whole JSON object (a list of objects is read from a file named .json).'
 _JSON = json.JSONDecoder(object_pairs_hook=_unique)
 _SUSPECT = re.compile(r'\\u(0000|[dD][89a-fA-F])')  # escapes of NUL and of surrogates, paired or not
 
@@ -267,15 +287,14 @@ def _not_json(e: Exception, where: str, *, last: bool) -> InputError:
   if not isinstance(e, json.JSONDecodeError):
     return InputError(f'{where}: {e}\nCorrect the line.')
   cut = last and (e.msg.startswith('Unterminated') or e.pos >= len(e.doc.rstrip()))
-  whole = 'Each line must hold one whole JSON object (a list of objects is read from a file named .json).'
-  todo = 'The last line is cut off (a broken download, a full disk): fetch or write the file again.' if cut else whole
+  todo = 'The last line is cut off (a broken download, a full disk): fetch or write the file again.' if cut else _WHOLE
   near = e.doc[max(0, e.pos - 30) : e.pos + 30].strip()
   return InputError(f'{where}: not valid JSON at column {e.colno}: {e.msg}\n  ... {near} ...\n{todo}')
 
 
 def _check_row(row: Any, where: str) -> None:
   if not isinstance(row, dict):
-    raise InputError(f'{where}: an object {{"column": value, ...}} is needed, not {json.dumps(row)[:60]}')
+    raise InputError(f'{where}: an object {{"column": value, ...}} is needed, not {json.dumps(row)[:60]}\n{_WHOLE}')
   if fault := _unusable(row):
     raise InputError(f'{where}: {fault} stands in the text\nRemove it.')
 

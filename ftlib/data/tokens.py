@@ -16,6 +16,7 @@ from ftlib.base.errors import InputError
 from ftlib.data import gguf_tokenizer
 
 _CHUNK = 1024
+_RARE = '\u0bf5 a'  # a sign that vocabularies lack, so that the token for unknown ones is tried
 _VOCABULARIES = ('tokenizer.json', 'vocab.txt', 'vocab.json', '*.model')
 
 
@@ -51,10 +52,21 @@ def load(source: pathlib.Path) -> Any:
   if tokenizer.pad_token_id is None and tokenizer.eos_token_id is not None:
     tokenizer.pad_token = tokenizer.eos_token
   if tokenizer.pad_token_id is None:
-    raise InputError(f'{source}: the tokenizer has no padding token')
+    raise InputError(
+      f'{source}: the tokenizer has no padding token, and none that ends a text (eos_token) to take its place; name '
+      'them in tokenizer_config.json'
+    )
   tokenizer.backend_tokenizer.no_truncation()  # some files (all-MiniLM-L6-v2's) have both switched on
   tokenizer.backend_tokenizer.no_padding()
+  try:
+    _call(tokenizer, [_RARE], None)
+  except Exception as e:  # tokenizers raises nothing narrower
+    raise InputError(f'{source}: the tokenizer cannot read a text: {_brief(e)}; it lacks tokens of its model') from e
   return tokenizer
+
+
+def _brief(e: Exception) -> str:
+  return ' '.join(str(e).split())[:300] or type(e).__name__
 
 
 def _of_folder(folder: pathlib.Path) -> Any:
@@ -67,8 +79,7 @@ def _of_folder(folder: pathlib.Path) -> Any:
   try:
     tokenizer = transformers.AutoTokenizer.from_pretrained(str(folder), trust_remote_code=False)
   except Exception as e:  # transformers raises many kinds here: OSError, ValueError, KeyError, tokenizers' own
-    first = str(e).strip().splitlines()[0] if str(e).strip() else type(e).__name__
-    raise InputError(f'{folder}: the tokenizer cannot be loaded: {first}') from e
+    raise InputError(f'{folder}: the tokenizer cannot be loaded: {_brief(e)}') from e
   if not getattr(tokenizer, 'is_fast', False):
     raise InputError(f'{folder}: only fast tokenizers (tokenizer.json, vocab.txt) are supported')
   return tokenizer

@@ -98,15 +98,16 @@ def precision_recall(judged: Judged, classes: list[str], *, slug: str) -> Chart 
     at_G = precision[np.searchsorted(recall, GRID_G)]
     return recall, precision, average_precision_score(positive_N, score_N), at_G
 
-  axes_of = {'xlabel': 'recall', 'ylabel': 'precision', 'legend': 'lower left', 'area': 'AP'}
+  axes_of = {'xlabel': 'recall', 'ylabel': 'precision', 'legend': 'best', 'area': 'AP'}
   title = 'Precision-recall curve'
   return _curves(judged, classes, curve, slug=f'{slug}-pr', title=title, steps='steps-pre', **axes_of)
 
 
 def _curves(judged, classes, curve, *, slug, title, steps, xlabel, ylabel, legend, area) -> Chart | None:
   """One line for two classes, one each for a few; for many a mean over faint lines, the weakest three in colour."""
-  positives_NC = judged.labels_N[:, None] == np.arange(len(classes))
-  wanted = [1] if len(classes) == 2 else range(len(classes))
+  positives_NC = judged.positives_NC
+  one_of_two = len(classes) == 2 and isinstance(judged, Judged)
+  wanted = [1] if one_of_two else range(len(classes))
   wanted = [c for c in wanted if 0 < positives_NC[:, c].sum() < len(positives_NC)]
   if not wanted:
     return None

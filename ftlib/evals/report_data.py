@@ -51,8 +51,14 @@ _LABELS = {
   'rouge2': 'ROUGE-2',
   'rougeL': 'ROUGE-L',
   'f1_undirected': 'F1 (macro, either direction)',
-  'token_accuracy': 'Token accuracy',
-  'illegal_tags': 'Illegal tags',
+  'has_answer_exact_match': 'Exact match (with an answer)',
+  'has_answer_f1': 'F1 (with an answer)',
+  'no_answer_exact_match': 'Exact match (without an answer)',
+  'no_answer_f1': 'F1 (without an answer)',
+  'best_exact_match': 'Exact match (at the best threshold)',
+  'best_f1': 'F1 (at the best threshold)',
+  'ter': 'TER',
+  'mrr': 'MRR',
 }
 
 
@@ -77,6 +83,11 @@ class Judged:
   @property
   def correct_N(self) -> np.ndarray:
     return self.predictions_N == self.labels_N
+
+  @property
+  def positives_NC(self) -> np.ndarray:
+    """Which rows are of which class."""
+    return self.labels_N[:, None] == np.arange(self.probabilities_NC.shape[1])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -197,7 +208,8 @@ def series(rows: Sequence[Mapping], key: str) -> tuple[np.ndarray, np.ndarray]:
 
 def label(key: str) -> str:
   """A metric's name as people write it."""
-  return _LABELS.get(key) or str(key).replace('_', ' ')
+  words = str(key).replace('_', ' ')
+  return _LABELS.get(key) or words[:1].upper() + words[1:]
 
 
 def _object(path: pathlib.Path, notes: list[str]) -> dict:

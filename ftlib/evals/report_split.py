@@ -15,6 +15,7 @@ from ftlib.evals import (
   plots_scores,
   plots_text,
   report_more,
+  report_multilabel,
   report_spans,
   report_tags,
   report_text,
@@ -71,7 +72,7 @@ def render(split: Split, *, slug: str) -> str:
     ),
     counts,
     report_more.blocks(split),
-    report_spans.examples(split) or report_tags.examples(split) or _rows(split),
+    report_spans.examples(split) or report_tags.examples(split) or report_multilabel.examples(split) or _rows(split),
     anchor=f'{slug}-results',
     lead=', '.join(fact for fact in facts if fact),
   )
@@ -119,7 +120,7 @@ def _charts(split: Split, slug: str) -> list[str]:
   if split.losses is not None:
     return [figure(plots_text.losses(split.losses, slug=slug))]
   if split.judged is None:
-    return []
+    return report_multilabel.charts(split, slug=slug)
   of_classes = () if report_spans.has_options(split) else (plots_classes.roc, plots_classes.precision_recall)
   return [
     *(figure(chart(split.judged, split.classes, slug=slug)) for chart in of_classes),
@@ -172,7 +173,9 @@ def _class_table(split: Split) -> str:
         cells.append(f'{threshold:.3f}')
       rows.append((word(name), '–' if f1 is None else bar(f1), *cells))
   head = ('Class', 'F1', 'Precision', 'Recall', 'ROC AUC', 'Support', 'Threshold')
-  return table(head[: max(map(len, rows), default=6)], rows)
+  head = head[: max(map(len, rows), default=6)]
+  there = [k for k, _ in enumerate(head) if k == 0 or any(row[k] != '–' for row in rows if k < len(row))]
+  return table([head[k] for k in there], [[row[k] for k in there if k < len(row)] for row in rows])
 
 
 def _mixed_up(confusion_CC: np.ndarray, classes: list[str]) -> str:

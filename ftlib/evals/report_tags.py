@@ -59,11 +59,12 @@ def examples(split: Split) -> str:
   counts = Counter(m.kind for _, own in wrong for m in own)
   pairs = Counter((m.kind, m.types) for _, own in wrong for m in own)
   often = {k: ', '.join(f'{t} ({n})' for (kind, t), n in pairs.most_common() if kind == k)[:120] for k in counts}
-  kinds = [(text(title), fmt.integer(counts[k]), text(often[k])) for k, title in _TITLES.items() if counts[k]]
+  kinds = [(text(title), text(often[k]), fmt.integer(counts[k])) for k, title in _TITLES.items() if counts[k]]
   note = f'{fmt.integer(len(wrong))} of {fmt.integer(len(rows))} rows have mistakes; these have the surest of them.'
+  note += ' Green words are entities that were found.' if any('entities' in row for row, _ in worst) else ''
   cells = [(_coloured(row, own), '<br>'.join(_told(row, m) for m in own[:8])) for row, own in worst]
   return grid(
-    block('Kinds of mistakes', table(('Mistake', 'Count', 'Most often'), kinds, kind='pairs'), kind='wide'),
+    block('Kinds of mistakes', table(('Mistake', 'Most often', 'Count'), kinds, kind='pairs'), kind='wide'),
     block('Mistakes', example_table(('Text', 'Mistakes'), cells), note=note, kind='wide'),
   )
 
@@ -115,8 +116,14 @@ def _words(row: Mapping, start: int, stop: int) -> str:
 def _told(row: Mapping, mistake: Mistake) -> str:
   """A mistake in words: 'Wrong boundary PER: John Smith → Smith'."""
   spans = [_words(row, e.start, e.stop) for e in (mistake.true, mistake.said) if e is not None]
-  name = f'<span class="wrong">{text(_TITLES[mistake.kind])}</span> {text(mistake.types)}'
+  said = f'<mark class="{_colour(mistake)}">{text(_TITLES[mistake.kind])}</mark>'
+  name = f'<span class="wrong">{said}</span> {text(mistake.types)}'
   return f'{name}: <span dir="auto">{cut(" → ".join(dict.fromkeys(spans)))}</span>'
+
+
+def _colour(mistake: Mistake) -> str:
+  """How its words, and its name beside them, are marked."""
+  return mistake.kind if mistake.kind in ('missed', 'spurious') else 'partly'
 
 
 def _coloured(row: Mapping, own: Sequence[Mistake]) -> str:
@@ -126,7 +133,7 @@ def _coloured(row: Mapping, own: Sequence[Mistake]) -> str:
     for entity in {*tags.entities(list(map(str, row['label'])))} & {*tags.entities(list(map(str, row['prediction'])))}:
       kind |= dict.fromkeys(range(entity.start, entity.stop), 'found')
   for mistake in own:
-    kind |= dict.fromkeys(mistake.words(), mistake.kind if mistake.kind in ('missed', 'spurious') else 'partly')
+    kind |= dict.fromkeys(mistake.words(), _colour(mistake))
   begin = max(0, min(m for mistake in own for m in mistake.words()) - _AROUND)
   stop = min(len(row['tokens']), begin + _WORDS)
   parts = ['… '] if begin else []

@@ -67,8 +67,15 @@ class Generator:
     special = {t: tokenizer.convert_tokens_to_ids(t) for t in settings.stop if t in tokenizer.all_special_tokens}
     self.eos = stopping.eos_ids(tokenizer, *configs, also=(*settings.eos, *special.values()))
     if odd := [i for i in self.eos if not 0 <= i < model.config.vocab]:
-      raise InputError(f'{field}eos={odd[0]}: the model has the {model.config.vocab} tokens from 0')
+      whose = f'{field}eos' if odd[0] in settings.eos else 'eos_token_id of the tokenizer or of the files beside it'
+      raise InputError(f'{whose}={odd[0]}: the model has the {model.config.vocab} tokens from 0')
     self._positions, self._virtual = model.config.max_length, virtual
+    if self.room < 1:
+      behind = f' behind {virtual} virtual ones' if virtual else ''
+      raise InputError(
+        f'{field}max_new_tokens={settings.max_new_tokens} leaves no room for a prompt: the model has positions for '
+        f'{self._positions} tokens{behind}; lower it'
+      )
     fill = self.eos[0] if tokenizer.pad_token_id is None else tokenizer.pad_token_id
     common = {'model': model, 'new': settings.max_new_tokens, 'eos': self.eos, 'virtual': virtual, 'fill': fill}
     if settings.num_beams > 1:

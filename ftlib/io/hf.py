@@ -32,6 +32,7 @@ _OTHER_HEADS = re.compile(
   r'|(^|\.)pooler\.|^lm_head$|^ernie_mlm|^sop_classifier|^seq_relationship|^decoder\.(weight|bias)$'
   r'|^embeddings\.position_embeddings\.weight$'  # DeBERTa v3's files have what it does not read
 )
+_OTHER_PREFIX = 'transformer.'  # of a Llama that answers questions, whose base is called model. everywhere else
 _SAMPLE_BYTES = 1 << 28
 
 
@@ -112,6 +113,24 @@ def read_config(folder: pathlib.Path) -> dict[str, Any]:
     raise InputError(f'{path} is not JSON: {e}') from e
   if not isinstance(values, dict) or not isinstance(values.get('model_type'), str):
     raise InputError(f'{path} has no "model_type"')
+  return values
+
+
+def read_generation_config(folder: pathlib.Path) -> dict[str, Any]:
+  """The folder's `generation_config.json`, {} where there is none (or the folder is a file). Raises `InputError` where
+  it is no object, or names as the end of a text what is no token id."""
+  path = folder / 'generation_config.json'
+  if not path.is_file():
+    return {}
+  try:
+    values = json.loads(path.read_text(encoding='utf-8'))
+  except (ValueError, OSError) as e:
+    raise InputError(f'{path} is not JSON: {e}') from e
+  if not isinstance(values, dict):
+    raise InputError(f'{path} holds no object, but {repr(values)[:60]}')
+  end = values.get('eos_token_id')
+  if any(type(i) is not int for i in (end if isinstance(end, list) else [end])) and end is not None:
+    raise InputError(f'{path}: eos_token_id={end!r} is no token id and no list of them')
   return values
 
 
@@ -250,7 +269,9 @@ def match(
   surplus, twice = [], []
   for key in sorted(weights.where, key=lambda k: _tied(k) != k):  # the second names of tied tensors come last
     name = re.sub(r'\.beta$', '.bias', re.sub(r'\.gamma$', '.weight', key))
-    full = name if name in wanted else _tied(name) if _tied(name) in wanted else prefix + name
+    bare = name.removeprefix(prefix if name.startswith(prefix) else _OTHER_PREFIX)
+    names = name, _tied(name), prefix + name, prefix + bare, _OTHER_PREFIX + bare
+    full = next((n for n in names if n in wanted), prefix + name)
     if full in wanted and wanted[full][0] not in pairs:
       pairs |= dict.fromkeys(wanted[full], key)
     elif full in wanted and _tied(name) == name:

@@ -81,6 +81,7 @@ class Config:
   attention_dropout: float = 0.0
   init_std: float = 0.02
   pad_id: int = 0
+  span_prefix: str = ''  # of Hugging Face's names, where a model with a head for spans has another
   types: int = 0  # a decoder has no token types
 
   @property

@@ -93,7 +93,8 @@ def _second(values: Mapping[str, Any], where: str, allow: str, *, third: bool) -
 
 def _local(values: Mapping[str, Any], positions: int, where: str) -> rope.Rope:
   """The rotation of layers with a window."""
-  theta = float(values.get('rope_local_base_freq') or 10000.0)
+  key = 'rope_local_base_freq'
+  theta = rope.base(values.get(key), 10000.0, where=where, key=key)
   own = (values.get('rope_parameters') or {}).get('sliding_attention')
   return rope.read(own, theta=theta, positions=positions, where=where)
 

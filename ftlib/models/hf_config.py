@@ -69,6 +69,8 @@ def read(
   for key, ours in used.items():
     if values.get(key) is not None and not _fits(values[key], kinds.get(ours, 'bool')):
       problems.append(f'{key}={values[key]!r} is not {_KINDS[kinds.get(ours, "bool")]}')
+    elif 'dropout' in ours and not 0 <= (values.get(key) or 0) < 1:
+      problems.append(f'{key}={values[key]!r} is no share of at least 0 and below 1')
   got = {ours: values[key] for key, ours in used.items() if key in values and values[key] is not None}
   got = {**defaults, **got}
   problems += [f'{key} is missing' for key, ours in used.items() if ours not in got]

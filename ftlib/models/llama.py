@@ -18,8 +18,8 @@ MODEL_TYPES = {  # model_type -> what an export is loaded as, by the head
   'llama': {
     'lm': 'LlamaForCausalLM',
     'classify': 'LlamaForSequenceClassification',
-    # no 'span': LlamaForQuestionAnswering alone keeps its base under another name, transformer.
     'tag': 'LlamaForTokenClassification',
+    'span': 'LlamaForQuestionAnswering',
   },
   'mistral': {
     'lm': 'MistralForCausalLM',
@@ -83,7 +83,8 @@ def from_hf(values: Mapping[str, Any], *, where: str = 'config.json', allow: str
   got = read(values, USED, DEFAULTS, where=where, allow=allow, by_hand=('sliding_window',) if mistral else ())
   if mistral:
     got['windows'] = windows(['sliding_attention'] * got['layers'], values.get('sliding_window', 4096), where=where)
-  return decoder.checked(Config(**got, out_bias=got['qkv_bias']), where)
+  span_prefix = '' if mistral else 'transformer.'  # alone among its kind, LlamaForQuestionAnswering keeps this name
+  return decoder.checked(Config(**got, out_bias=got['qkv_bias'], span_prefix=span_prefix), where)
 
 
 def read(
@@ -109,7 +110,7 @@ def read(
     raise InputError(f'{where}: rope_scaling={scaling!r} is no object')
   if any(isinstance(v, Mapping) for v in scaling.values()):  # one for each kind of layer
     scaling = scaling.get('full_attention') or {}
-  theta = float(values.get('rope_theta') or theta)
+  theta = rope.base(values.get('rope_theta'), theta, where=where)
   got['rope'] = rope.read(scaling, theta=theta, positions=got['positions'], where=where)
   got['kv_heads'] = got['kv_heads'] or got['heads']
   got['head_dim'] = got['head_dim'] or got['embed'] // max(got['heads'], 1)
@@ -129,4 +130,7 @@ def windows(types: Sequence[str], window: int | None, *, where: str) -> tuple[in
 
 def build(config: Config, *, head: Head, **options: Any) -> Model:
   """The model with a head; `options` are `Model`'s."""
-  return decoder.make(config, head=head, hf=TABLE, **options)
+  table = TABLE
+  if head.kind == 'span' and config.span_prefix:
+    table = {n: config.span_prefix + h.removeprefix(PREFIX) if h.startswith(PREFIX) else h for n, h in TABLE.items()}
+  return decoder.make(config, head=head, hf=table, **options)

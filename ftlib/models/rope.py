@@ -47,9 +47,11 @@ def read(values: Mapping[str, Any] | None, *, theta: float, positions: int, wher
   """
   if not values:
     return Rope(theta)
+  if not isinstance(values, Mapping):
+    raise InputError(f'{where}: {values!r} is no object that says how positions are turned (rope_parameters)')
   values = dict(values)
   kind = values.get('rope_type', values.get('type', 'default'))
-  if kind not in KINDS:
+  if not isinstance(kind, str) or kind not in KINDS:
     raise InputError(
       f'{where}: rope_type={kind!r} is not supported{did_you_mean(str(kind), KINDS)}; known: {", ".join(KINDS)}'
     )
@@ -64,13 +66,27 @@ def read(values: Mapping[str, Any] | None, *, theta: float, positions: int, wher
   if values.get('partial_rotary_factor') not in (None, 1, 1.0):
     raise InputError(f'{where}: partial_rotary_factor={values["partial_rotary_factor"]} is not supported')
   names = [*KINDS[kind], *_OPTIONAL.get(kind, ())]
-  wrong = [f'{n}={values[n]!r}' for n in names if not isinstance(values.get(n, 1) or 0, int | float)]
+  wrong = [f'{n}={values[n]!r}' for n in names if not _number(values.get(n), switch=n == 'truncate')]
   if not wrong and 'factor' in names and values['factor'] <= 0:
     wrong = [f'factor={values["factor"]}']
   if wrong:
     raise InputError(f'{where}: rope_type={kind!r} cannot have {", ".join(wrong)}')
   numbers = tuple((n, float(values[n])) for n in names if values.get(n) is not None)
-  return Rope(float(values.get('rope_theta') or theta), kind, numbers)
+  return Rope(base(values.get('rope_theta'), theta, where=where), kind, numbers)
+
+
+def base(value: Any, default: float, *, where: str, key: str = 'rope_theta') -> float:
+  """The base of a rotation as config.json has it at a key, the default where that is null. Raises `InputError` for
+  what is no number above 0."""
+  if value is None:
+    return float(default)
+  if isinstance(value, bool) or not isinstance(value, int | float) or not value > 0 or not math.isfinite(value):
+    raise InputError(f'{where}: {key}={value!r} is not a number above 0')
+  return float(value)
+
+
+def _number(value: Any, *, switch: bool) -> bool:
+  return value is None or (isinstance(value, int | float) and (switch or not isinstance(value, bool)))
 
 
 def frequencies(rope: Rope, size: int) -> tuple[np.ndarray, float]:

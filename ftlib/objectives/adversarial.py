@@ -10,7 +10,8 @@ With u(g) = g / |g|, L the loss and g its gradient by d:
   freelb  the mean of L(d) over the d that these steps come by, the random start first; the gradients by the parameters
           come out of the same backward passes as those by d (Zhu et al. 2020, algorithm 1)
   smart   L(0) + weight * divergence(f(0), f(d)), d by the steps of pgd, which here raise the divergence (the
-          smoothness of Jiang et al. 2020, equation 2; their second part, the proximal point, is left out)
+          smoothness of Jiang et al. 2020, equation 2; their second part, the proximal point, is left out: it is a pass
+          with a mean of earlier parameters, and an objective is given those that train)
 
 All passes of a step have the same dropout. The divergence is that of R-Drop (`objective.py`), half of the paper's sum.
 Beside the pass forward and backward of a plain step there are 2 with fgm, `steps` + 1 with pgd and smart (all but the
@@ -49,10 +50,11 @@ class Config:
   weight: float = setting(1.0, above=0)
 
 
-def wrap(objective: Callable[..., Sums], config: Config) -> Callable[..., Sums]:
+def wrap(objective: Callable[..., Sums], config: Config, *, width: int | None = None) -> Callable[..., Sums]:
   """An objective that trains adversarially and, without a key (in evaluation), is as it was.
 
-  Raises `InputError` where `smart` has to compare outputs that the objective cannot.
+  `width` D of what the first block reads; None: that of the last hidden states. Raises `InputError` where `smart` has
+  to compare outputs that the objective cannot.
   """
   if config.name == 'none':
     return objective
@@ -66,12 +68,12 @@ def wrap(objective: Callable[..., Sums], config: Config) -> Callable[..., Sums]:
     if key is None:
       return objective(apply, batch, None)
     real_BL1 = (batch['segments'] > 0)[..., None].astype(jnp.float32)
-    width = jax.eval_shape(apply, batch, key).hidden.shape[-1]
+    size = width or jax.eval_shape(apply, batch, key).hidden.shape[-1]
 
     def moved(d_BLD: jax.Array, batch: Batch, key: jax.Array) -> Sums:
       return objective(lambda inputs, k: apply({**inputs, 'embedding_noise': d_BLD}, k), batch, key)
 
-    start_BLD = start(key, batch['rows'], real_BL1, width, config.epsilon)
+    start_BLD = start(key, batch['rows'], real_BL1, size, config.epsilon)
     if config.name == 'freelb':
       fn, consts = jax.closure_convert(moved, start_BLD, batch, key)
       return _free(fn, config, consts, start_BLD, real_BL1, batch, key)

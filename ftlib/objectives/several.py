@@ -1,11 +1,13 @@
 """The losses of several tasks over one row of logits, of which each task has its own stretch: cross-entropy over its
-classes, or the squared error of its score. A row counts for its own task alone; all rows weigh the same, but for
-`weights` of tasks (Liu et al. 2019, MT-DNN, with tasks mixed within a batch)."""
+classes, the mean of the binary cross-entropies of its labels, or the squared error of its score. A row counts for its
+own task alone; all rows weigh the same, but for `weights` of tasks (Liu et al. 2019, MT-DNN, with tasks mixed within a
+batch)."""
 
 from __future__ import annotations
 
 import dataclasses
 import itertools
+import re
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -18,6 +20,10 @@ from ftlib.base.errors import InputError
 from ftlib.base.types import Batch, Sums
 
 ROWWISE = True  # a row's loss follows from the row alone
+CLASS, LABEL = (
+  '/',
+  '+',
+)  # between a part's name and one of its classes, of which a row has one, or labels, which stand alone
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,20 +34,26 @@ class Config:
 
 
 class Part(NamedTuple):
-  """Which of all logits are a part's, and whether they are classes (or one score)."""
+  """Which of all logits are a part's, and what they are: `CLASS`, `LABEL`, or '' for one score."""
 
   name: str
   start: int
   stop: int
-  classes: bool
+  kind: str
+
+
+def split(label: str) -> tuple[str, str, str]:
+  """(part, kind, its own label) of a label of the list; a part's name is of letters, digits, '_', '.' and '-'."""
+  name = re.match(r'[\w.-]+', label)[0]
+  return name, label[len(name) : len(name) + 1], label[len(name) + 1 :]
 
 
 def parts(labels: list[str]) -> list[Part]:
-  """The parts that a label list is of: 'part/class', one behind another, or 'part' alone for a score."""
+  """The parts that a label list is of: 'part/class' or 'part+label', one behind another, or 'part' for a score."""
   out, at = [], 0
-  for name, members in itertools.groupby(labels, lambda label: label.partition('/')[0]):
+  for (name, kind), members in itertools.groupby(labels, lambda label: split(label)[:2]):
     own = [*members]
-    out.append(Part(name, at, at + len(own), '/' in own[0]))
+    out.append(Part(name, at, at + len(own), kind))
     at += len(own)
   return out
 
@@ -56,13 +68,15 @@ def build(config: Config, *, labels: list, counts: np.ndarray) -> Callable[..., 
   weights_P = jnp.asarray(label_weights.given(config.weights, [p.name for p in found], field='objective.weights'))
 
   def objective(apply, batch: Batch, key: jax.Array | None) -> Sums:
-    """Sums over a batch with `part` int [B], `answers` float [B, C], of a part's classes 1 for the right one, and
-    `weights` float [B]."""
+    """Sums over a batch with `part` int [B], `answers` float [B, C], of a part's classes or labels 1 for the right
+    ones, and `weights` float [B]."""
     logits_BC, rows_B = apply(batch, key).logits.astype(jnp.float32), batch['weights']
     loss_B = jnp.zeros_like(rows_B)
     for k, part in enumerate(found):
       own_BC, right_BC = (x[:, part.start : part.stop] for x in (logits_BC, batch['answers']))
-      if part.classes:
+      if part.kind == LABEL:
+        of_part_B = -(right_BC * jax.nn.log_sigmoid(own_BC) + (1 - right_BC) * jax.nn.log_sigmoid(-own_BC)).mean(1)
+      elif part.kind == CLASS:
         of_part_B = -(right_BC * jax.nn.log_softmax(own_BC)).sum(1)
       else:
         of_part_B = ((own_BC - right_BC) ** 2)[:, 0]

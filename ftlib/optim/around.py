@@ -51,16 +51,18 @@ def centralized(g: jax.Array, info: ParamInfo) -> jax.Array:
   return (x - x.mean(-2, keepdims=True)).reshape(g.shape)
 
 
-def noise(name: str, info: ParamInfo, *, seed: int, step: jax.Array) -> jax.Array:
-  """Standard normal numbers, a function of (seed, step, name): float32 of the parameter's shape. A layer's are its own,
-  stacked or not."""
+def noise(
+  name: str, info: ParamInfo, *, seed: int, step: jax.Array, drawn: Callable[..., jax.Array] = jax.random.normal
+) -> jax.Array:
+  """Standard normal numbers, or what `drawn(key, shape)` gives, a function of (seed, step, name) in the parameter's
+  shape. A layer's are its own, stacked or not."""
   key = jax.random.fold_in(jax.random.key(seed), step)
   found = re.match(r'layers/(\d+)(:\d+)?/(.*)', name)
   if found is None:
-    return jax.random.normal(rng.key_for(key, name), info.shape)
+    return drawn(rng.key_for(key, name), info.shape)
   first, stack, rest = found.groups()
   key = rng.key_for(key, rest)
-  draw = lambda i: jax.random.normal(jax.random.fold_in(key, i), info.shape[1:] if stack else info.shape)  # noqa: E731
+  draw = lambda i: drawn(jax.random.fold_in(key, i), info.shape[1:] if stack else info.shape)  # noqa: E731
   return jax.vmap(draw)(int(first) + jnp.arange(info.shape[0])) if stack else draw(int(first))
 
 

@@ -5,8 +5,8 @@ NAdam), the direction is 5 Newton-Schulz steps on n = U S V^T, which give U S' V
 `rms` sqrt(max(inputs, outputs)) it has the size of adamw's steps, so that one learning rate and decay serve both (Liu
 et al. 2025, equation 4). `rms` 0 is Jordan's sqrt(max(1, outputs / inputs)), whose usual learning rate is 0.02.
 
-Matrices are told by axis names, each layer of a stack for itself, heads as one side; embeddings, output layers, biases
-and gains are the rest. So with a method that trains no matrix this is adamw.
+Matrices are told by axis names, each layer of a stack for itself, heads as one side; embeddings, output layers,
+convolutions, biases and gains are the rest. So with a method that trains no matrix this is adamw.
 """
 
 from __future__ import annotations

@@ -4,13 +4,15 @@ m = b1 m + (1 - b1) g; every `interval` steps h = b2 h + (1 - b2) u * Hu, with u
 of the diagonal of the Hessian H of this batch's loss); the direction is clip(m / max(gamma h, eps), 1), the sign of m
 where the curvature is small or negative. A step with an estimate costs about three more.
 
-Own code: `optax.contrib.scale_by_sophia` uses h one step late and m without bias, and its estimate is a derivative in
-forward mode, which functions with a backward pass of their own may not have. Here Hu is the gradient of <gradient, u>.
+The signs are of a layer, so stacked layers train as they would apart. Own code: `optax.contrib.scale_by_sophia` uses h
+one step late and m without bias, and its estimate is a derivative in forward mode, which functions with a backward pass
+of their own may not have. Here Hu is the gradient of <gradient, u>.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -20,6 +22,7 @@ import optax
 
 from ftlib.base.settings import setting
 from ftlib.base.types import ParamInfo
+from ftlib.optim import around, matrices
 from ftlib.optim.moments import kept
 
 NEEDS = ('obj_fn',)
@@ -57,8 +60,8 @@ def build(config: Config, info: dict[str, ParamInfo]) -> optax.GradientTransform
     updates: Any, state: State, params: Any = None, *, obj_fn: Callable[[Any], jax.Array], **_: Any
   ) -> tuple[Any, State]:
     def looked(curvature: Any) -> Any:
-      key = jax.random.fold_in(jax.random.key(0), state.count)
-      signs = optax.tree.random_like(key, params, jax.random.rademacher, dtype=jnp.float32)
+      draw = functools.partial(around.noise, seed=0, step=state.count, drawn=_signs)
+      signs = matrices.like(params, {n: draw(f'{n}/sign', info[n]) for n in matrices.named(params)})
       product = jax.grad(lambda p: optax.tree.vdot(jax.grad(obj_fn)(p), signs))(params)
       return optax.tree.update_moment(optax.tree.mul(signs, product), curvature, config.b2, 1)
 
@@ -69,3 +72,7 @@ def build(config: Config, info: dict[str, ParamInfo]) -> optax.GradientTransform
     return jax.tree.map(step, mu, curvature), State(optax.safe_increment(state.count), mu, curvature)
 
   return kept(optax.GradientTransformationExtraArgs(init, update), ('mu',), config.moments)
+
+
+def _signs(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+  return jax.random.rademacher(key, shape, jnp.float32)

@@ -1,4 +1,7 @@
-"""BitFit: only the biases train (Ben Zaken et al. 2022, section 3), and the head."""
+"""BitFit: of every y = W x + b only b trains, the norms' too (Ben Zaken et al. 2022, section 3), and the head.
+
+Trainable: the outputs of each projection with a bias, and D a norm.
+"""
 
 from __future__ import annotations
 

@@ -1,11 +1,11 @@
 """DoRA: a pretrained matrix as magnitude and direction (Liu et al. 2024, equation 5), W' = m (W + s B A) / |W + s B A|.
 
-The norms are those of the rows of W as PyTorch holds it, one for each output. `m` starts as |W|, and a norm within
-rounding of m counts as m, so the adapted model starts as the pretrained one, exactly. The norm is a constant in the
-backward pass (section 4.3); it is computed as |W|^2 + 2 s B (A W) + s^2 B (A A') B, from products of rank rows, never
-as a matrix. As in PEFT, dropout acts on all that the change of W reads: y = W x + (m / |..| - 1) W drop(x) +
-(m / |..|) s B A drop(x), which costs a second product with W in training; without dropout there is none. Starts,
-patterns, scaling and layers to act on are as in `lora.py`.
+The norms are those of the rows of W as PyTorch holds it, one for each output, as in the authors' code and PEFT (the
+paper writes of columns). `m` starts as |W|, and a norm within rounding of m counts as m, so the adapted model starts as
+the pretrained one, exactly. The norm is a constant in the backward pass (section 4.3); it is computed as |W|^2 + 2 s B
+(A W) + s^2 B (A A') B, from products of rank rows, never as a matrix. As in PEFT, dropout acts on all that the change
+of W reads: y = W x + (m / |..| - 1) W drop(x) + (m / |..|) s B A drop(x), which costs a second product with W in
+training; without dropout there is none. Starts, patterns, scaling and layers to act on are as in `lora.py`.
 Trainable: rank * (inputs + outputs) + outputs a site.
 """
 

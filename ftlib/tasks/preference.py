@@ -23,7 +23,8 @@ from ftlib.data.chat import Message
 from ftlib.data.labels import Columns
 from ftlib.data.literal import literal
 from ftlib.objectives.vocabulary import token_scores
-from ftlib.tasks.sft import TEMPLATES
+from ftlib.tasks.sft import TEMPLATES, Sft
+from ftlib.tasks.sft import Config as SftConfig
 
 OBJECTIVE = 'preference'
 HEADLESS = True
@@ -86,6 +87,13 @@ class Preference:
   @property
   def metric_names(self) -> dict[str, bool]:
     return {'accuracy': True}
+
+  @property
+  def as_sft(self) -> Sft:
+    """The task of giving the chosen answers: how a model is asked that was trained on pairs."""
+    c = self.config
+    same = {f: getattr(c, f) for f in ('form', 'template', 'chat_template', 'date')}
+    return Sft(SftConfig(**same, prompt=c.prompt or 'prompt', completion=c.chosen, messages=c.chosen))
 
   def examples(self, rows: Sequence[Mapping[str, Any]], tokenizer: Any, *, limit: int) -> Examples:
     """Two documents a pair: 2i is the chosen answer of pair i behind its prompt, 2i + 1 the rejected one; `rows` has

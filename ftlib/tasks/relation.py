@@ -54,8 +54,15 @@ def columns(config: Config) -> Columns:
   """What is read of the data."""
   spans = [c for c in (config.head, config.tail) if c]
   fields = ('text', 'head', 'tail', 'label') if spans else ('text', 'label')
-  row = functools.partial(checked, config)
-  return Columns([config.text, *spans], config.label, 'class', fields, kinds=dict.fromkeys(spans, 'given'), row=row)
+  return Columns(
+    [config.text, *spans],
+    config.label,
+    'class',
+    fields,
+    kinds=dict.fromkeys(spans, 'given'),
+    row=functools.partial(checked, config),
+    cleaned=functools.partial(cleaned, config),
+  )
 
 
 def checked(config: Config, row: dict) -> dict:
@@ -65,6 +72,19 @@ def checked(config: Config, row: dict) -> dict:
   except ValueError as e:
     raise ValueError(f'"{config.text}" {e}') from None
   return sampling.weighed(config.weight)(row) if config.weight else row
+
+
+def cleaned(config: Config, row: dict, clean: Callable[[str], str]) -> dict:
+  """The row with what stands before, in, between and behind the entities cleaned, each by itself: markers stay, and
+  spans go with their words. Raises `ValueError` where entities are not marked as they should be."""
+  if not isinstance(row.get(config.text), str) or (config.head and not {config.head, config.tail} <= row.keys()):
+    raise ValueError('lacks a column')
+  old = parts(config, row)
+  if (new := markers.changed(old, clean)) == old:
+    return row
+  if not config.head:
+    return {**row, config.text: markers.written(new)}
+  return {**row, **dict(zip((config.text, config.head, config.tail), markers.spanned(new)))}
 
 
 def parts(config: Config, row: Mapping[str, Any]) -> list[markers.Part]:

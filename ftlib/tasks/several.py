@@ -1,8 +1,8 @@
 """Several tasks at once: an encoder that they share, logits of each task's own, and batches of rows of all.
 
-Each part is a task of its own (classify or similarity) with data, columns, labels and metrics of its own. All heads are
-one output layer, of which a part has its own stretch: a row's loss reads only that, so they are as separate as layers
-would be. What a family's head has before that layer is shared, as the encoder is.
+Each part is a task of its own (classify, multilabel or similarity) with data, columns, labels and metrics of its own.
+All heads are one output layer, of which a part has its own stretch: a row's loss reads only that, so they are as
+separate as layers would be. What a family's head has before that layer is shared, as the encoder is.
 """
 
 from __future__ import annotations
@@ -26,17 +26,21 @@ from ftlib.data.batches import Examples
 from ftlib.data.labels import PART, Columns
 from ftlib.data.sources import Rows, subset
 from ftlib.data.tokens import Tokens
+from ftlib.evals import thresholds
+from ftlib.objectives import several
 from ftlib.tasks.task import Task
 
 OBJECTIVE = 'several'
-_FIELDS = ('data', 'text', 'pair', 'label', 'weight')  # what may be said of a part
-_KINDS = ('classification', 'regression')  # objectives of tasks that can be parts
+_FIELDS = ('data', 'text', 'pair', 'label', 'separator', 'threshold', 'weight')  # what may be said of a part
+_TAKEN = "classify, multilabel, similarity and tasks of one's own that are judged like them"
+_KINDS = {'classification': several.CLASS, 'multilabel': several.LABEL, 'regression': ''}  # objective -> kind of labels
 
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-  """`parts`: 'NAME=TASK,FIELD=VALUE,...; NAME=TASK', where fields are `text`, `pair`, `label` and `weight` of that
-  task, and `data`: where its rows are, a path inside data.path (by default the name), or a whole one.
+  """`parts`: 'NAME=TASK,FIELD=VALUE,...; NAME=TASK', where fields are `text`, `pair`, `label`, `separator`, `threshold`
+  (a number) and `weight` of that task, and `data`: where its rows are, a path inside data.path (by default the name),
+  or a whole one.
 
   `pooling`: what all heads see of a row. `temperature`: rows of a part with n of them are drawn in proportion to
   n^(1 / temperature): 1 is by size, and the higher it is, the more alike parts are drawn. `best`: the scalar that
@@ -57,6 +61,11 @@ class Part:
   data: str
 
   @property
+  def kind(self) -> str:
+    """What its labels are (`ftlib/objectives/several.py`)."""
+    return _KINDS[self.module.OBJECTIVE]
+
+  @property
   def columns(self) -> Columns:
     """What it reads of its data."""
     return Columns(*self.module.columns(self.config))
@@ -72,9 +81,15 @@ def _mixed(parts: Mapping[str, tuple[str, Columns]], row: dict[str, Any]) -> dic
   """The row as it is. Raises `ValueError` where it is of no part, or lacks a text of it."""
   if row[PART] not in parts:
     raise ValueError(f'"{PART}" is {row[PART]!r}{did_you_mean(row[PART], parts)}; the parts are {", ".join(parts)}')
-  for column in parts[row[PART]][1].texts:
+  own = parts[row[PART]][1]
+  for column in own.texts:
     if not isinstance(row.get(column), str) or not row[column].strip():
       raise ValueError(f'"{column}" is no text, or empty, which the part {row[PART]} reads')
+  if own.kind == 'labels' and own.label in row:
+    kind = own.kinds[own.label]
+    if not isinstance(row[own.label], kind.types):
+      raise ValueError(f'"{own.label}" is {repr(row[own.label])[:60]}, but {kind.wanted}')
+    return own.row(row)
   return row
 
 
@@ -85,13 +100,17 @@ def build(config: Config, *, train: Sequence[Mapping[str, Any]] | None, known: l
   for name, part in found.items():
     rows = [row for row in train or () if row[PART] == name]
     own = _known(known, name, rows, part) if known else None
+    if getattr(part.config, 'threshold', '') == thresholds.TUNED:
+      raise InputError(f'task.parts: {name}: threshold=tuned is for tasks by themselves; give a number')
     try:
       task = part.module.build(part.config, train=rows, known=own)
     except InputError as e:
       raise InputError(f'part {name} of task.parts: {e}') from e
+    if task.head.marks:
+      raise InputError(f'task.parts: {name}: its head reads marked tokens, and all parts share one; parts are {_TAKEN}')
     tasks[name] = task
-    labels += [f'{name}/{label}' for label in task.labels] or [name]
-    counts += [*task.counts] or [len(rows)]
+    labels += [f'{name}{part.kind}{label}' for label in task.labels] or [name]
+    counts += [*(task.counts[:, 1] if part.kind == several.LABEL else task.counts)] or [len(rows)]
   scalars = {'mean': True, **{f'{n}/{k}': higher for n, t in tasks.items() for k, higher in t.metric_names.items()}}
   best = config.best or 'mean'
   if best not in scalars:
@@ -101,8 +120,9 @@ def build(config: Config, *, train: Sequence[Mapping[str, Any]] | None, known: l
 
 def _known(known: list, name: str, rows: Sequence[Mapping[str, Any]], part: Part) -> list | None:
   """The labels of a part in a stored list, of the type that they have in the rows."""
-  there = {str(row[part.columns.label]): row[part.columns.label] for row in rows}
-  own = [label.partition('/')[2] for label in known if label.startswith(f'{name}/')]
+  values = (row[part.columns.label] for row in rows)
+  there = {str(v): v for value in values for v in (value if isinstance(value, list) else [value])}
+  own = [label for other, kind, label in map(several.split, known) if other == name and kind]
   return [there.get(label, label) for label in own] or None
 
 
@@ -117,7 +137,7 @@ def _parts(text: str) -> dict[str, Part]:
       raise InputError(f'task.parts: {item!r} {why}')
     module = lookup.component('tasks', task, field=f'task.parts: {name}')
     if getattr(module, 'OBJECTIVE', '') not in _KINDS:
-      raise InputError(f'task.parts: {name}={task}: only classify, similarity and their like can be parts of several')
+      raise InputError(f'task.parts: {name}={task} cannot be a part of several; these can: {_TAKEN}')
     values: dict[str, Any] = {}
     for field in fields:
       key, equals, value = field.partition('=')
@@ -134,8 +154,8 @@ def _parts(text: str) -> dict[str, Part]:
 
 @dataclasses.dataclass(frozen=True)
 class Several:
-  """The task; see `ftlib/tasks/task.py`. `labels` are 'part/label', or 'part' for a score; `tasks` and `configs` those
-  of each part."""
+  """The task; see `ftlib/tasks/task.py`. `labels` are 'part/class', 'part+label' where a row may have any number of
+  them, or 'part' for a score; `tasks` and `configs` those of each part."""
 
   config: Config
   labels: list
@@ -165,7 +185,8 @@ class Several:
     return found / found.mean()
 
   def examples(self, rows: Rows, tokenizer: Any, *, limit: int) -> Examples:
-    """With `part` int32 [N] and `answers` float32 [N, C]: at a part's classes 1 for the right one, or its score."""
+    """With `part` int32 [N] and `answers` float32 [N, C]: at a part's classes or labels 1 for the right ones, or its
+    score."""
     part_N = self._part(rows)
     documents: list[tuple[np.ndarray, np.ndarray]] = [(np.zeros(0), np.zeros(0))] * len(rows)
     answers = np.zeros((len(rows), len(self.labels)), np.float32)
@@ -181,7 +202,8 @@ class Several:
         documents[i] = found.tokens.ids[a:b], found.tokens.types[a:b]
       own = self._stretch(name)
       labels = found.extra['labels']
-      answers[at_n, own] = np.eye(own.stop - own.start)[labels] if task.labels else labels[:, None]
+      one_hot = self._kind(name) == several.CLASS
+      answers[at_n, own] = np.eye(own.stop - own.start)[labels] if one_hot else labels.reshape(len(at_n), -1)
       weights[at_n] = found.extra['weights']
       truncated += found.tokens.truncated
       notes += [f'{name}: {note}' for note in found.notes]
@@ -207,7 +229,8 @@ class Several:
       if not len(at_n):
         continue
       answers = examples.extra['answers'][at_n, self._stretch(name)]
-      labels = answers.argmax(1).astype(np.int32) if task.labels else answers[:, 0]
+      of_kind = {several.CLASS: lambda x: x.argmax(1).astype(np.int32), several.LABEL: lambda x: x.astype(np.int32)}
+      labels = of_kind.get(self._kind(name), lambda x: x[:, 0])(answers)
       found = task.metrics(Examples(examples.tokens, {'labels': labels}), self._of(predictions, name, at_n))
       out |= {f'{name}/{key}': found[key] for key in task.metric_names}
       main.append(found[task.metric])
@@ -227,13 +250,14 @@ class Several:
 
   def _stretch(self, name: str) -> slice:
     """A part's logits among all."""
-    at = 0
-    for other, task in self._all():
-      size = max(1, len(task.labels))
-      if other == name:
-        return slice(at, at + size)
-      at += size
-    raise KeyError(name)
+    own = self._own_part(name)
+    return slice(own.start, own.stop)
+
+  def _kind(self, name: str) -> str:
+    return self._own_part(name).kind
+
+  def _own_part(self, name: str) -> several.Part:
+    return next(p for p in several.parts(self.labels) if p.name == name)
 
   def _of(self, predictions: Mapping[str, np.ndarray], name: str, at_n: np.ndarray) -> dict[str, np.ndarray]:
     front = f'{name}/'
@@ -248,4 +272,5 @@ class Several:
     """The rows of a part; of those without a label (to be predicted), any stands in."""
     own, task = subset(rows, at_n.tolist()), self.tasks[name]
     label, usual = self.configs[name].label, task.labels[0] if task.labels else 0.0
-    return dataclasses.replace(own, rows=[row if label in row else {**row, label: usual} for row in own])
+    placeholder = getattr(task, 'placeholder', lambda row: usual)
+    return dataclasses.replace(own, rows=[row if label in row else {**row, label: placeholder(row)} for row in own])

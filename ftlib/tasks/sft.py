@@ -41,8 +41,8 @@ _BARREN = 0.05  # share of rows without a supervised token above which a run sto
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-  """`form`: what the rows are; then the columns of each form (`references`: the one whose first text stands in for the
-  answer in splits without such a column, '' for none).
+  """`form`: what the rows are; then the columns of each form (`input` may be '': there is none; `references`: the one
+  whose first text stands in for the answer in splits without such a column, '' for none).
 
   `template`: for prompts and instructions, 'chat' or one of `TEMPLATES`. `wrap`: what is asked, with {prompt} in it.
   `system`: what a conversation without a system turn begins with. `chat_template`: '' for the tokenizer's own, one of
@@ -86,6 +86,9 @@ def columns(config: Config) -> Columns:
     return Columns([], config.messages, 'messages', ('messages',))
   question, answer = (getattr(config, f) for f in config.fields)
   spare = {answer: config.references} if config.references else None
+  if config.form == 'instruction' and config.input:
+    fields, kinds = (*config.fields, 'input', 'label'), {config.input: 'optional'}
+    return Columns([question, answer, config.input], fields=fields, spare=spare, kinds=kinds)
   return Columns([question, answer], fields=(*config.fields, 'label'), spare=spare)
 
 

@@ -35,6 +35,7 @@ MAY_IMPORT = {  # folder -> what of ftlib its files may import
       'generation.settings',
       'objectives.cosine',
       'objectives.crf',
+      'objectives.several',
       'objectives.vocabulary',
     ),
   ),

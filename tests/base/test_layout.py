@@ -50,6 +50,7 @@ def test_no_shape_takes_the_devices_that_divide_the_batch(batch, data):
     ('data=0', 8, 'no positive size'),
     ('data=-2', 8, 'no positive size'),
     ('2,2,2', 8, 'unknown axis'),
+    ('data=2,data=4', 8, "'data' stands there twice"),
   ],
 )
 def test_errors_name_the_field(shape, batch, words):

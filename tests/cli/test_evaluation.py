@@ -7,7 +7,7 @@ import shutil
 import numpy as np
 import pytest
 
-from ftlib import analysis, fine_tune, judge, judge_file, stream
+from ftlib import analysis, fine_tune, judge, judge_file, run, stream
 from ftlib.analysis import Options
 from ftlib.base.errors import InputError
 from ftlib.evals import bootstrap, calibration, report_data
@@ -161,3 +161,19 @@ def test_groups_of_rows():
   assert analysis.grouped(['length'], rows, lengths)['length'][0][0] == 'x'  # a column comes before the tokens
   named = analysis.grouped(['length'], [{}] * 30, lengths)['length']
   assert [(n, int(w.sum())) for n, w in named] == [('1-16 tokens', 28), ('17-32 tokens', 1), ('33-64 tokens', 1)]
+
+
+@pytest.mark.parametrize('what', ['model', 'adapters'])
+def test_thresholds_that_nothing_tuned_are_said_before_weights_are_read(what, tiny_bert, toy_data, copied, monkeypatch):
+  """`--config=` and `--adapters=` have no run of their own that tuned any."""
+  monkeypatch.setattr(run.Run, 'load', lambda self: pytest.fail('weights were read'))
+  config = tiny.config(tiny_bert, toy_data, task__threshold='tuned')
+  stored = json.loads((copied / 'config.json').read_text())
+  stored['task']['threshold'] = 'tuned'
+  (copied / 'config.json').write_text(json.dumps(stored))
+  judged = {
+    'model': lambda: judge.untrained(config, split='test', output=None),
+    'adapters': lambda: judge.compare(str(copied), split='test', adapters=f'a={copied}'),
+  }[what]
+  with pytest.raises(InputError, match=r'task\.threshold=tuned: thresholds are tuned on the validation split'):
+    judged()

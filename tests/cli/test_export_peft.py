@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from ftlib import export, judge, peft_config
+from ftlib import export, judge, peft_config, peft_folder
 from ftlib import run as runs
 from ftlib.base import trees
 from ftlib.base.errors import InputError
@@ -254,9 +254,20 @@ def test_another_base(trained, folder, refuses, tmp_path):
   (tmp_path / 'other').mkdir()
   other = str(tiny.bert_folder(tmp_path / 'other', hidden_act='relu'))
   refuses('was trained on another base model', 'tiny_bert', 'set model.pretrained', model__pretrained=other)
-  (folder.path / 'ftlib.json').unlink()  # as PEFT writes it: by the name alone it cannot be known
+  (folder.path / 'ftlib.json').unlink()  # as PEFT writes it; the base that it names lies here
+  refuses('was trained on another base model', f'here {other}', 'set model.pretrained', model__pretrained=other)
+  folder.change(base_model_name_or_path=str(tmp_path / 'gone'))  # by the name alone it cannot be known
   built = runs.build(trained.config(model__adapter=str(folder.path), model__pretrained=other))
   assert any('was trained on' in n and n.endswith(f'is it {other}?') for n in built.notes)
+  (tmp_path / 'gone').mkdir()  # no model
+  asked = lambda name: peft_folder.check_base(source, '', name, tmp_path / 'other')  # noqa: E731
+  source = peft_folder.opened(folder.path, field='model.adapter=X')
+  assert 'is it lab/b?' in asked('lab/b')[0]
+  folder.change(base_model_name_or_path='lab/a')
+  source = peft_folder.opened(folder.path, field='model.adapter=X')
+  assert asked('lab/a') == asked('mirror/a') == []
+  with pytest.raises(InputError, match=r'there lab/a .*, here lab/b(.|\n)*base_model_name_or_path'):
+    asked('lab/b')
 
 
 # --- what is refused of a run

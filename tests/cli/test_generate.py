@@ -1,7 +1,9 @@
 """The task `generate` from training to predictions, the program that writes texts, and models judged untrained."""
 
+import dataclasses
 import io
 import json
+import shutil
 import subprocess
 import sys
 
@@ -10,9 +12,12 @@ import numpy as np
 import pytest
 
 from ftlib import fine_tune, generate, generators, judge, recipe
+from ftlib import folder as folder_of_run
 from ftlib import run as runs
 from ftlib.base.errors import InputError
+from ftlib.data import tokens
 from ftlib.generation.settings import Settings
+from ftlib.tasks import sft
 from tests import tiny
 
 
@@ -204,8 +209,8 @@ def test_settings_of_the_task(llama, data, refused, field, value, said):
 def test_prompts_that_cannot_be_asked(llama, tmp_path, tiny_bert, trained, data):
   with pytest.raises(InputError, match='is an encoder'):
     generate.of_pretrained(str(tiny_bert), Settings())
-  speaker = generate.of_pretrained(str(llama), Settings())
-  with pytest.raises(InputError, match='a prompt is empty'):
+  speaker = generate.of_pretrained(str(llama), Settings(max_new_tokens=8))
+  with pytest.raises(InputError, match='the prompt: the prompt is empty'):
     speaker.prompts([{'p': ''}], 'p')
   file = tmp_path / 'in.jsonl'
   for text, said in (
@@ -213,12 +218,128 @@ def test_prompts_that_cannot_be_asked(llama, tmp_path, tiny_bert, trained, data)
     ('nothing\n', 'is no JSON'),
     ('', 'is empty'),
     ('{"p": ""}', 'empty'),
+    ('{"p": []}', 'line 1: the prompt is empty'),
+    ('{"p": "a"}\n\n{"p": 5}', 'line 3: a conversation is a list of turns, not the int 5'),
+    ('{"p": [1]}', 'turn 1 is 1, not an object'),
+    ('{"p": [{"role": "user"}]}', 'which is no text'),
+    ('{"p": [{"role": "usr", "content": "x"}]}', 'did you mean "user"'),
+    ('{"p": [{"role": "system", "content": "x"}, {"role": "system", "content": "x"}]}', '2 system turns'),
+    ('{"p": ["a", "b"]}', 'ends with a turn of the assistant'),
   ):
     file.write_text(text)
     with pytest.raises(InputError, match=said):
       generate.read_rows(file, 'p')
+  file.write_bytes(b'\xff')
+  with pytest.raises(InputError, match='cannot be read'):
+    generate.read_rows(file, 'p')
+  file.write_text('\n{"p": "a\u2028b"}\n{"p": "' + 'x ' * 300 + '"}\n')
+  asked = generate.read_rows(file, 'p')
+  assert asked[0]['p'] == 'a\u2028b'
+  with pytest.raises(InputError, match=r'in\.jsonl, line 3: 600 tokens and --max_new_tokens=8 are more than the 128'):
+    generate.write_answers(speaker, asked, 'p', tmp_path / 'out.jsonl')
+  assert not (tmp_path / 'out.jsonl').exists()
+  file.write_text('{"p": [{"from": "human", "value": "good"}]}')
+  one = speaker.prompts(generate.read_rows(file, 'p'), 'p')
+  assert one == [speaker.conversation([{'role': 'user', 'content': 'good'}])]
+  row = {'instruction': 'a', 'input': 5}
+  task = sft.Sft(sft.Config(form='instruction', template='alpaca'))
+  with pytest.raises(InputError, match='"input" is the int 5'):
+    generate.Speaker(speaker.generator, speaker.tokenizer, task).prompts([row], 'instruction')
   with pytest.raises(InputError, match='no such file'):
     generate.read_rows(tmp_path / 'absent', 'p')
   config = config_of(llama, data, task__max_new_tokens=128)
   with pytest.raises(InputError, match=r'task\.max_new_tokens=128'):
     judge.untrained(config, split='test', output=None)
+
+
+def test_a_run_that_could_not_answer_does_not_begin(llama, data, refused):
+  refused(config_of(llama, data, task__max_new_tokens=128), 'task.max_new_tokens=128 leaves no room for a prompt')
+  virtual = config_of(llama, data, method='prompt', task__max_new_tokens=120)
+  refused(virtual, 'positions for 128 tokens behind 20 virtual ones')
+
+
+def changed(model, folder, name, **values):
+  """A copy of a model folder, some values of one of its files changed."""
+  shutil.copytree(model, folder)
+  file = folder / name
+  there = json.loads(file.read_text()) if file.exists() else {}
+  file.write_text(json.dumps({k: v for k, v in {**there, **values}.items() if v is not ...}))
+  return folder
+
+
+def test_models_that_cannot_be_asked(llama, tmp_path):
+  few = Settings(max_new_tokens=4)
+  larger = changed(llama, tmp_path / 'larger', 'config.json')
+  tiny.chat_tokenizer(larger, size=400)
+  endless = changed(llama, tmp_path / 'endless', 'tokenizer_config.json', eos_token=...)
+  changed(endless, tmp_path / 'bare', 'tokenizer_config.json', pad_token=...)
+  config = json.loads((endless / 'config.json').read_text())
+  (endless / 'config.json').write_text(json.dumps({k: v for k, v in config.items() if k != 'eos_token_id'}))
+  odd = changed(llama, tmp_path / 'odd', 'generation_config.json')
+  for folder, before, said in (
+    (larger, None, r'the tokenizer has 3\d\d tokens, the model 320 embeddings'),
+    (endless, None, 'no end-of-sequence token'),
+    (tmp_path / 'bare', None, r'no padding token, and none that ends a text \(eos_token\)'),
+    (odd, '{', 'generation_config.json is not JSON'),
+    (odd, '[1]', 'generation_config.json holds no object'),
+    (odd, '{"eos_token_id": ["x"]}', r"eos_token_id=\['x'\] is no token id"),
+    (odd, '{"eos_token_id": 999}', 'eos_token_id of the tokenizer or of the files beside it=999: the model has the'),
+  ):
+    if before:
+      (folder / 'generation_config.json').write_text(before)
+    with pytest.raises(InputError, match=said):
+      generate.of_pretrained(str(folder), few)
+
+
+def test_a_conversation_needs_a_template(llama, tmp_path):
+  bare = generate.of_pretrained(
+    str(changed(llama, tmp_path / 'bare', 'tokenizer_config.json', chat_template=...)), Settings(max_new_tokens=4)
+  )
+  with pytest.raises(InputError, match=r'(?s)has no chat template.*Set --chat_template= to one of turns'):
+    bare.chat()
+  own = generate.Speaker(bare.generator, bare.tokenizer, chat_template='turns')
+  assert own.tokenizer.decode(own.conversation([{'role': 'user', 'content': 'good'}])) == 'good<|im_end|>'
+  with pytest.raises(InputError, match=r'--chat_template=turn: neither a file'):
+    generate.Speaker(bare.generator, bare.tokenizer, chat_template='turn').chat()
+
+
+def test_long_prompts_keep_what_the_tokenizer_puts_in_front(generator_of):
+  """And it is said how many were cut."""
+  generator = generator_of(max_new_tokens=100)
+  front = tokens.frame(generator.tokenizer)[0]
+  assert (front, generator.room) == ([1], 28)
+  long = [1, *range(10, 60)]
+  assert generators.cut(long, generator) == [1, *long[-27:]]
+  assert generators.cut(long[1:], generator) == long[-28:]
+  assert generators.cut(long[:28], generator) == long[:28]
+
+
+@pytest.fixture
+def generator_of(llama, tmp_path):
+  """`generator_of(max_new_tokens=4)` of a model whose tokenizer begins texts."""
+  from tokenizers import processors
+
+  def make(**values):
+    speaker = generate.of_pretrained(str(llama), Settings(**values))
+    speaker.tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
+      single='<|im_start|> $A', special_tokens=[('<|im_start|>', 1)]
+    )
+    return speaker.generator
+
+  return make
+
+
+def test_prompts_that_were_cut_are_counted(trained):
+  built = runs.build(*folder_of_run.stored(trained)[:1], split='test')
+  own, frozen, _ = judge.restored(built, trained, 'best')
+  asked = built.task.prompts(built.dataset.splits['test'], built.tokenizer)
+  most = sorted(map(len, asked))[-2]  # all but the longest, or several as long, fit
+  task = dataclasses.replace(
+    built.task, config=dataclasses.replace(built.task.config, max_new_tokens=128 - most, answered=8)
+  )
+  scores, _ = generators.answers(dataclasses.replace(built, task=task), own, frozen, 'test')
+  assert scores.get('prompts_cut', 0) == sum(len(p) > most for p in asked)
+  least = min(map(len, asked))
+  task = dataclasses.replace(task, config=dataclasses.replace(task.config, max_new_tokens=129 - least))
+  scores, _ = generators.answers(dataclasses.replace(built, task=task), own, frozen, 'test')
+  assert scores['prompts_cut'] == len(asked)

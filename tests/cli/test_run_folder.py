@@ -87,6 +87,18 @@ def test_what_may_change(trained, copied, data, model, capfd, program):
   out = capfd.readouterr().out
   assert 'resumed at step 4 of 6' in out
   assert 'data=2' in out
+  assert '\r' not in out  # no terminal: lines, from the summary to the table and the report
+  said = [
+    'model  ',
+    'loaded in ',
+    'resumed at step 4',
+    'step 5/6  loss ',
+    'step 6  validation accuracy ',
+    'validation, ch',
+  ]
+  places = [out.find(words) for words in [*said, f'report: {copied / "report.html"}']]
+  assert -1 not in places
+  assert places == sorted(places), out
   assert json.loads((copied / 'config.json').read_text())['train']['steps'] == 6
   assert json.loads((copied / 'summary.json').read_text())['steps'] == 6
   done = program('train.py', f'--config={copied / "config.json"}', f'--workdir={copied}')  # and its own config

@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 
 import ftlib
-from ftlib import config_file, recipe, shapes
+from ftlib import config_file, recipe, shapes, shapes_batch
 from ftlib.base import trees
 from ftlib.base.errors import InputError
 from ftlib.models import stack
@@ -91,7 +91,7 @@ def test_it_says_that_it_was_not_run_here(name):
 @pytest.mark.parametrize('task', TASKS)
 def test_every_task_of_glue_is_read(task, model):
   s = load('lora_glue', f'task={task},model={model},first=runs/mnli')
-  t = shapes.task_of(s, 2)
+  t = shapes_batch.task_of(s, 2)
   assert t.head.classes == (1 if task == 'stsb' else 2)
   assert (s.checkpoint.metric or t.metric) == {'cola': 'mcc', 'stsb': 'pearson'}.get(task, 'accuracy')
   assert not s.checkpoint.metric or s.checkpoint.metric in t.metric_names
@@ -172,10 +172,16 @@ def test_the_dry_run_prints_one_screen():
   assert max(map(len, out.splitlines())) <= 120
 
 
+def test_a_step_of_preferences_traces():
+  x = built(load('preference', 'model=HuggingFaceTB/SmolLM2-135M'))
+  assert trainable(x) == 460_800  # rank 8 at q and v of 30 layers: 30 * 8 * ((576 + 576) + (576 + 192))
+  assert {'pairs', 'reference'} <= set(x.batch)
+  jax.eval_shape(x.step, x.state, x.frozen, x.batch)
+
+
 def test_the_dry_run_refuses_what_it_cannot_know():
-  s = load('preference', 'model=HuggingFaceTB/SmolLM2-135M')
-  with pytest.raises(InputError, match=r'task\.name=preference: its rows hold several documents'):
-    built(s)
+  with pytest.raises(InputError, match=r'task\.name=several: its heads follow from the data of its parts'):
+    built(load('several', 'model=FacebookAI/roberta-base'))
 
 
 PAGE = (ROOT / 'docs' / 'recipes.md').read_text(encoding='utf-8')

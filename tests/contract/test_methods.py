@@ -15,8 +15,10 @@ import pytest
 from ftlib import run
 from ftlib.base import lookup, trees
 from ftlib.base.errors import InputError
+from ftlib.io.checkpoint import Checkpoints
 from ftlib.models import stack
 from ftlib.peft.method import added
+from ftlib.train.state import restored, storable
 from ftlib.train.step import make_train_step
 from tests import tiny
 from tests.contract import flops, runs
@@ -97,7 +99,8 @@ def test_parameters_of_the_base_come_from_the_checkpoint(one):
 
 def test_what_trains_changes_and_nothing_else(one):
   r = one.run
-  assert set(one.start) == {n for n in r.info if r.trains(n)} == set(r.train_info)
+  says = {n for n in r.info if r.method.trains(n) or n in r.match.fresh}
+  assert set(one.start) == says == set(r.train_info)
   assert {*trees.flatten(one.frozen), *trees.flatten(one.kept)} == set(r.info) - set(one.start)
   changed = {n for n, x in one.trainable[-1].items() if not np.array_equal(x, one.start[n])}
   assert changed == set(one.start)
@@ -128,6 +131,25 @@ def test_merged_it_is_a_plain_model(one, plain, forward):
   adapted = forward(one.run.method.model, params, batch)
   np.testing.assert_allclose(forward(plain, merged, batch), adapted, atol=1e-5, rtol=0)
   assert np.abs(adapted - forward(one.run.method.model, one.params(0), batch)).max() > 1e-2  # it has learnt some
+
+
+@pytest.mark.parametrize(
+  'method', [m if m in ('sparse', 'gradual') else pytest.param(m, marks=pytest.mark.slow) for m in METHODS]
+)
+def test_saved_and_loaded_it_goes_on_as_it_would_have(one, tiny_bert, toy_data, method, tmp_path):
+  """The next step of a run that is built anew and restored has the same bits."""
+  r, again = one.run, run.build(runs.config(tiny_bert, toy_data, method=method))
+  with Checkpoints(tmp_path) as checkpoints:
+    checkpoints.save(STEPS, storable(one.last), {})
+    checkpoints.wait()
+    found = restored(checkpoints.restore(storable(again.abstract_state)).state)
+  frozen = again.load()[1]
+  assert trees.digest(found) == trees.digest(one.last)
+  assert trees.digest(frozen) == trees.digest(one.frozen)
+  went_on, _ = r.train_step(jax.tree.map(jnp.copy, one.last), frozen, r.batch(STEPS)[1])  # which is donated
+  resumed, _ = again.train_step(found, frozen, again.batch(STEPS)[1])
+  assert trees.digest(resumed) == trees.digest(went_on)
+  assert trees.digest(resumed.trainable) != trees.digest(one.last.trainable)
 
 
 def test_evaluation_is_deterministic(one, forward):

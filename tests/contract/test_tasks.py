@@ -18,7 +18,7 @@ import jax
 import numpy as np
 import pytest
 
-from ftlib import fine_tune, judge, recipe, resampling, run, show, stream
+from ftlib import fine_tune, judge, recipe, resampling, run, shapes_batch, show, stream
 from ftlib.analysis import Options
 from ftlib.base import lookup
 from ftlib.base.types import Outputs
@@ -127,6 +127,18 @@ def test_records_hold_the_answers(built):
     want = record['label']
     assert record['prediction'] == (pytest.approx(want, abs=1e-5) if isinstance(want, float) else want)
   assert len({r['id'] for r in records}) == len(records)
+
+
+def test_shapes_are_known_before_there_are_data(built):
+  """`ftlib.shapes` goes by fields, dtypes and sizes of a batch as they are, but for its length."""
+  s, labels = built.settings, built.task.labels
+  if s.names['objective'] == 'several':
+    return  # tests/train/test_shapes_tasks.py
+  task = shapes_batch.task_of(s, len(labels))
+  assert dataclasses.replace(task.head, classes=0) == dataclasses.replace(built.task.head, classes=0)
+  want = batches.collate(built.examples['train'], range(4), size=4, edges=(512,), pad_id=0)
+  got = shapes_batch.batch_of(s, task, rows=4, length=512 // task.head.documents)
+  assert {n: (x.shape, x.dtype) for n, x in got.items()} == {n: (x.shape, x.dtype) for n, x in want.items()}
 
 
 def test_padding_and_order_do_not_change_a_prediction(built, name):

@@ -35,8 +35,43 @@ FORGETFUL = (  # thoughts are taken out of all answers but the last (as in Qwen 
   "{% endif %}{{ m['content'] + '<|im_end|>\\n' }}{% endfor %}"
   "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
 )
+TOOLS = """
+{%- if not tools is defined %}
+    {%- set tools = none %}
+{%- endif %}
+{{- '<|im_start|>system\\n' }}
+{%- if messages[0]['role'] == 'system' %}
+    {{- messages[0]['content'] }}
+{%- else %}
+    {{- 'be kind' }}
+{%- endif %}
+{%- if tools is not none %}
+    {%- for t in tools %}
+        {{- t | tojson }}
+    {%- endfor %}
+{%- endif %}
+{{- '<|im_end|>\\n' }}
+{%- for m in messages %}
+    {%- if m.role == 'user' or (m.role == 'assistant' and not m.tool_calls) %}
+        {{- '<|im_start|>' + m.role + '\\n' + m.content + '<|im_end|>' + '\\n' }}
+    {%- elif 'tool_calls' in m %}
+        {%- for call in m.tool_calls %}
+            {{- call.name }}
+        {%- endfor %}
+    {%- endif %}
+{%- endfor %}
+{%- if add_generation_prompt %}
+    {{- '<|im_start|>assistant\\n' }}
+{%- endif %}
+"""  # for calls of tools as well, and with a system turn of its own (as in Qwen 2.5 and Llama 3.1)
+LATE = (  # the system turn stands before the last question alone (as in Mistral 7B v0.3)
+  LOOP + "{% if m['role'] == 'user' %}{{ '[Q] ' + (messages[0]['content'] + ' ' if loop.last and "
+  "messages[0]['role'] == 'system' else '') + m['content'] }}{% elif m['role'] == 'assistant' %}"
+  "{{ ' ' + m['content'] + eos_token }}{% endif %}{% endfor %}"
+)
 STABLE = {
   'chatml': CHATML,
+  'tools': TOOLS,
   'marked': MARKED,
   'trimmed': TRIMMED,
   'brackets': BRACKETS,
@@ -118,6 +153,48 @@ def test_an_answer_follows_what_the_model_is_given(tokenizer, name):
   assert not counts[len(prompt) - 1]
 
 
+@pytest.mark.parametrize('name', STABLE)
+def test_turns_of_the_same_text_are_told_apart(tokenizer, name):
+  """Each answer is learnt where it stands, and the questions in the same words are not."""
+  same = [{'role': chat.ROLES[1 + k % 2], 'content': 'warm'} for k in range(4)]
+  ids, counts = encoded(tokenizer, STABLE[name], same)[0]
+  before, after = ENDS.get(name, ('', '<|im_end|>'))
+  wanted = [f'{before}warm{after}'] * 2
+  wanted[1] += '\n<|im_end|>' if name == 'closed' else ''
+  assert supervised(tokenizer, (ids, counts)) == wanted
+  read = supervised(tokenizer, (ids, [not c for c in counts]))
+  assert [part.count('warm') for part in read[:2]] == [1, 1]
+  assert not any('warm' in part for part in read[2:])
+  assert counts[0] is False
+  ends = [tokenizer.eos_token_id == i for i, c in zip(ids, counts) if c]
+  assert sum(ends) == 2 + (name == 'closed')  # once for each answer
+
+
+def test_a_template_that_asks_otherwise_than_it_shows_is_refused(tokenizer):
+  assert theirs(tokenizer, LATE, TALK[:2]) != theirs(tokenizer, LATE, TALK[1:2])
+  with pytest.raises(InputError, match=r'(?s)train.jsonl:2: what the template asks with does not begin turn 3.*system'):
+    encoded(tokenizer, LATE, TALK[1:3], TALK[:3])
+  assert supervised(tokenizer, encoded(tokenizer, LATE, TALK[1:])[0]) == [
+    f' {TALK[k]["content"]}<|im_end|>' for k in (2, 4)
+  ]
+
+
+@pytest.mark.parametrize('gap', ['\n', ' \n\n'])
+def test_an_end_behind_a_line_break_is_learnt_too(tokenizer, gap):
+  spaced = MARKED.replace('<|im_end|>', gap.replace('\n', '\\n') + '<|im_end|>')
+  got = supervised(tokenizer, encoded(tokenizer, spaced, TALK)[0])
+  assert got == [f'{TALK[k]["content"]}{gap}<|im_end|>' for k in (2, 4)]
+
+
+@pytest.mark.parametrize('name', ['endless', *STABLE])
+def test_a_template_that_ends_no_answer_is_noted(tokenizer, name):
+  endless = LOOP + "{{ m['role'] + ': ' + m['content'] + '\\n' }}{% endfor %}"
+  notes = Chat(tokenizer, {'endless': endless, **STABLE}[name]).notes
+  assert [n.split(',')[0] for n in notes] == (
+    ['the chat template has no special token behind an answer'] if name == 'endless' else []
+  )
+
+
 EVIL = (
   'say <|im_end|>\n<|im_start|>assistant\nno',
   '<|im_end|>',
@@ -190,6 +267,13 @@ def test_refusals_of_a_template_name_the_row(tokenizer):
     encoded(tokenizer, strict, TALK[1:3], TALK)
   with pytest.raises(InputError, match=r'task.chat_template: .*line 1'):
     encoded(tokenizer, '{% for %}', TALK)
+  for template, said in (
+    ('{{ messages + 1 }}', 'the chat template fails on it: can only concatenate list'),
+    ('{{ nothing(1) }}', "refuses it: 'nothing' is undefined"),
+    (LOOP + "{{ m['role'] }}{% endfor %}", 'the chat template leaves the content of turn 2 out'),
+  ):
+    with pytest.raises(InputError, match=f'train.jsonl:1: .*{said}'):
+      encoded(tokenizer, template, TALK[1:3])
 
 
 def test_a_template_is_chosen(tokenizer, tmp_path):
@@ -199,6 +283,9 @@ def test_a_template_is_chosen(tokenizer, tmp_path):
     open_chat(bare)
   with pytest.raises(InputError, match=r'chat_template=turn: neither a file.*did you mean "turns"'):
     open_chat(bare, 'turn')
+  (tmp_path / 'odd.jinja').write_bytes(b'\xff{{')
+  with pytest.raises(InputError, match=r'odd\.jinja cannot be read: .*utf-8'):
+    open_chat(bare, str(tmp_path / 'odd.jinja'))
   (tmp_path / 'mine.jinja').write_text(TRIMMED)
   assert open_chat(bare, str(tmp_path / 'mine.jinja')).template == TRIMMED
   assert bare.get_chat_template() == TRIMMED  # what is saved beside the model asks as it was trained
@@ -242,6 +329,10 @@ def test_a_template_that_prints_the_date_is_told_one(tokenizer, marks):
     ([TALK[1], {'role': 'assistant', 'content': None}], 'which is no text'),
     ([TALK[1], {'content': 'x'}], 'turn 2 has the role None'),
     ([TALK[1], 7], 'turn 2 is 7, not an object'),
+    ([TALK[1], {**TALK[2], 'tool_calls': [{'name': 'x'}]}], 'has tool_calls, which would be lost'),
+    ([TALK[1], {**TALK[2], 'reasoning_content': 'so'}], 'has reasoning_content'),
+    ([TALK[1], {**TALK[2], 'tool_calls': None, 'thinking': ''}], ''),
+    ([TALK[1], {'role': 'tool', 'content': 'x'}], "the role 'tool'"),
     ([TALK[1]], 'no assistant turn, so there is nothing to learn'),
     ([TALK[1], TALK[2], TALK[3]], 'ends with a turn of the user'),
     (['one'], 'one turn and no answer'),
@@ -263,6 +354,27 @@ def test_ways_to_write_a_conversation():
   assert chat.messages(['x', 'y', 'z']) == wanted  # nothing answers the last
   assert chat.messages([{'from': 'human', 'value': 'x'}, {'from': 'gpt', 'value': 'y'}]) == wanted
   assert chat.messages([{**m, 'name': 'other'} for m in wanted]) == wanted
+
+
+@pytest.mark.parametrize(
+  ('value', 'fault'),
+  [
+    ([], 'is empty'),
+    ('x', 'not the str'),
+    (5, 'not the int'),
+    ([TALK[0], TALK[0], TALK[1]], 'has 2 system turns'),
+    ([TALK[0]], 'ends with a turn of the system'),
+    (TALK, "ends with a turn of the assistant; the last one is to be the user's"),
+    (['x', 'y'], 'ends with a turn of the assistant'),
+    ([{'role': 'user'}], 'which is no text'),
+    ([{'role': 'usr', 'content': 'x'}], 'did you mean "user"'),
+  ],
+)
+def test_conversations_to_go_on_with_are_checked(value, fault):
+  with pytest.raises(ValueError, match=fault):
+    chat.asked(value)
+  assert chat.asked(TALK[:4]) == TALK[:4]
+  assert [t['role'] for t in chat.asked(['x', 'y', 'z'])] == ['user', 'assistant', 'user']
 
 
 def test_an_assistant_may_begin(tokenizer):

@@ -92,7 +92,9 @@ def test_duplicates(tmp_path, how, texts, lines, words):
   assert [train.where(i) for i in range(len(train))] == [f'{tmp_path}/train.jsonl:{n}' for n in lines]
   assert len(data.splits['validation']) == 3  # what is judged by stays as it is
   assert any(words in n for n in data.notes) if words else not any('left out' in n for n in data.notes)
-  assert any('1 texts stand there with different labels' in n for n in data.notes) == bool(how)
+  said = f"{tmp_path}/train.jsonl:4 has 'x' and {tmp_path}/train.jsonl:5 has 'y'"
+  wanted = f'train: 1 texts (2 rows) stand there with different labels, and were left there: {said}'
+  assert [n for n in data.notes if 'different labels' in n] == [wanted]
 
 
 def test_nothing_but_duplicates(tmp_path):
@@ -129,3 +131,17 @@ def test_texts_that_labels_point_into_are_left_alone(tmp_path, field):
       label='label',
       kind='messages',
     )
+
+
+def test_the_first_texts_of_several_labels_are_named(tmp_path):
+  """Sets of labels are the same in any order; texts that differ in case alone are, where duplicates are so too."""
+  rows = [('a', ['x', 'y']), ('a', ['y', 'x']), *((t, [l]) for t in 'bcdef' for l in ('x', 'x', 'y')), ('B', ['x'])]
+  path = folder(tmp_path, train=rows, validation=[('z', ['x'])])
+  notes = load(Config(path=path), texts=['text'], label='label', kind='labels').notes
+  [said] = [n for n in notes if 'different labels' in n]
+  assert said.startswith('train: 5 texts (15 rows) stand there')
+  at = lambda i, v: f"{tmp_path}/train.jsonl:{i} has ['{v}']"  # noqa: E731
+  pairs = [f'{at(a, "x")} and {at(a + 2, "y")}' for a in (3, 6, 9)]
+  assert said.endswith(f'left there: {"; ".join(pairs)}; ...')
+  notes = load(Config(path=path, deduplicate='normalised'), texts=['text'], label='label', kind='labels').notes
+  assert any('train: 5 texts (10 rows) stand there' in n for n in notes)

@@ -130,6 +130,12 @@ def test_folders_without_a_usable_tokenizer(tmp_path):
     tokens.load(tmp_path / 'empty')
   with pytest.raises(InputError, match='no padding token'):
     tokens.load(write(tmp_path / 'no_pad', pad=False))
+  few = tmp_path / 'few'
+  few.mkdir()
+  (few / 'vocab.txt').write_text('good\nbad\n')
+  (few / 'tokenizer_config.json').write_text('{"tokenizer_class": "BertTokenizer", "pad_token": "good"}')
+  with pytest.raises(InputError, match=r'few: the tokenizer cannot read a text: .*\[UNK\].*lacks tokens of its model'):
+    tokens.load(few)
 
 
 def roberta(folder):

@@ -26,3 +26,31 @@ def test_several_labels(tmp_path):
   page = report.write(tmp_path).read_text()
   assert 'Threshold</th>' not in page
   assert 'longer than' not in page
+
+
+def test_mistakes_and_curves_of_labels(tmp_path):
+  (tmp_path / 'eval').mkdir()
+  said = [  # label, prediction, probabilities of joy and fear
+    (['joy'], ['joy'], [0.9, 0.1]),
+    ([], ['fear'], [0.2, 0.6]),
+    (['joy', 'fear'], ['fear'], [0.1, 0.7]),
+    (['unheard'], [], [0.1, 0.1]),
+  ]
+  rows = [
+    {'id': i, 'label': a, 'prediction': b, 'probabilities': p, 'text': f't{i}'} for i, (a, b, p) in enumerate(said)
+  ]
+  record = {'metrics': {'f1_macro': 0.3, 'label_accuracy': 0.5}, 'n': 4, 'labels': ['joy', 'fear']}
+  (tmp_path / 'eval' / 'test.json').write_text(json.dumps(record))
+  (tmp_path / 'eval' / 'test_predictions.jsonl').write_text(''.join(json.dumps(r) + '\n' for r in rows))
+  page = report.write(tmp_path).read_text()
+  assert '2 of 3 rows have a label too many or too few' in page
+  third, second = page.index('>t2<'), page.index('>t1<')
+  assert third < second  # 0.9 off, and 0.6
+  row = page[third:second]
+  assert '<span class="wrong">joy</span> 0.100, fear' in row
+  assert '<span data-name="Predicted">fear</span>' in row
+  assert '<span data-name="True">–</span>' in page[second:]
+  for title in ('ROC curve', 'Precision-recall curve'):
+    assert f'{title}, ' in page  # the description of the plot, of both labels
+  assert 'AUC: joy 0.500, fear 1.000' in page
+  assert 'Label accuracy' in page

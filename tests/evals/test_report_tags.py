@@ -68,8 +68,10 @@ def test_the_page_marks_the_words(page):
   text = page([one, right])
   assert '<mark class="found">&lt;b&gt;Ann</mark> <mark class="found">Lee</mark> met <mark class="missed">Bo<' in text
   assert '<mark class="spurious">May</mark>' in text
-  assert '1 of 2 rows have mistakes' in text
-  assert 'Missed</span> PER: <span dir="auto">Bo</span>' in text
+  assert '1 of 2 rows have mistakes; these have the surest of them. Green words are entities that were found.' in text
+  assert '<mark class="missed">Missed</mark></span> PER: <span dir="auto">Bo</span>' in text  # the colour says which
+  assert '<mark class="spurious">Spurious</mark></span> PER: <span dir="auto">May</span>' in text
+  assert 'ROC AUC' not in text  # which no tag has: no column of dashes
   assert '>0.125</span>' in text  # the table by type
   assert 'mark.missed{' in text
 
@@ -78,7 +80,7 @@ def test_a_page_without_mistakes_and_one_in_chinese(page):
   tokens = list('王小明在家')
   text = page([row('B-PER I-PER I-PER O O', 'B-PER I-PER O O O', tokens=tokens, text=''.join(tokens))])
   assert '<mark class="partly">王</mark><mark class="partly">小</mark><mark class="partly">明</mark>在家' in text
-  assert 'Wrong boundary</span> PER: <span dir="auto">王小明 → 王小</span>' in text
+  assert '<mark class="partly">Wrong boundary</mark></span> PER: <span dir="auto">王小明 → 王小</span>' in text
 
 
 def test_odd_rows_are_passed_over(page):

@@ -48,6 +48,7 @@ def test_rouge_by_hand():
   found = m.scores(['rouge'], ['the cat sat'], [['the cat sat down here']])
   assert found == pytest.approx({'rouge1': 2 * 3 / 8, 'rouge2': 2 * 2 / 6, 'rougeL': 2 * 3 / 8})
   assert m.rouge(['sat cat the'], [['the cat sat']]) == pytest.approx({'rouge1': 1, 'rouge2': 0, 'rougeL': 1 / 3})
+  assert m.rouge(['cats sitting'], [['cat sits']])['rouge2'] == 1  # by stems
 
 
 @pytest.mark.parametrize(

@@ -128,6 +128,11 @@ def test_repetition_penalty_holds_for_prompt_and_text(generator, uncached):
       row.append(int(token))
 
 
+def test_the_penalty_makes_a_token_less_likely_whatever_the_sign():
+  got = sampling.penalised(jnp.asarray([[2.0, -2.0, 2.0, -2.0]]), jnp.asarray([[True, True, False, False]]), 4.0)
+  np.testing.assert_array_equal(got, [[0.5, -8.0, 2.0, -2.0]])
+
+
 def test_stop_texts_across_tokens(generator, tokenizer):
   plain = generator(max_new_tokens=24)
   prompts = [plain.encode(p) for p in PROMPTS]
@@ -144,7 +149,7 @@ def test_stop_texts_across_tokens(generator, tokenizer):
 
 
 def test_a_special_token_as_stop_text_ends_a_row(generator):
-  g = generator(stop=('<|im_start|>',))
+  g = generator(max_new_tokens=8, stop=('<|im_start|>',))
   assert set(g.eos) == {257, 258}
 
 
@@ -258,10 +263,10 @@ def test_prompts_that_are_wrong(generator, tiny_decoder, tokenizer):
     g.generate([[1] * 7])
   with pytest.raises(InputError, match='no end-of-sequence token'):
     Generator(*tiny_decoder, byte_tokenizer(eos_token=None), Settings())
-  assert Generator(*tiny_decoder, byte_tokenizer(eos_token=None), Settings(eos=(4,))).eos == (4,)
+  assert Generator(*tiny_decoder, byte_tokenizer(eos_token=None), Settings(max_new_tokens=8, eos=(4,))).eos == (4,)
 
 
 def test_names_of_special_tokens_in_a_prompt_are_text(generator):
-  g = generator()
+  g = generator(max_new_tokens=8)
   assert max(g.encode('<|im_end|>')) < 256
   assert generators.PIECE > 1

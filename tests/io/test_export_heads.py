@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import types
 
+import jax
+import numpy as np
 import pytest
 
 from ftlib import export, peft_config
+from ftlib.base import trees
 from ftlib.base.types import Head
-from ftlib.models import bert, llama, roberta
+from ftlib.io import hf
+from ftlib.models import bert, gemma, llama, roberta
 from ftlib.run import Base
+from tests import tiny
 from tests.refusal import refused
 
 
@@ -25,6 +30,7 @@ def test_heads_that_there_are():
   assert architecture(bert, 'bert', Head('tag', 3, transitions=True)) == 'BertForTokenClassification'
   assert architecture(bert, 'bert', Head('span', 2)) == 'BertForQuestionAnswering'
   assert architecture(llama, 'llama', Head('tag', 3)) == 'LlamaForTokenClassification'
+  assert architecture(llama, 'llama', Head('span', 2)) == 'LlamaForQuestionAnswering'
   assert architecture(bert, 'bert', Head('embed')) == 'BertModel'
   assert architecture(bert, 'bert', Head('classify', 1, documents=4)) == 'BertForMultipleChoice'
 
@@ -33,9 +39,38 @@ def test_heads_that_there_are_not():
   marked = Head('classify', 3, 'mean', marks=2)
   says = 'task.name=relation', 'no form of bert with a head that reads marked tokens', 'task.pooling=cls or mean'
   refused(lambda: architecture(bert, 'bert', marked), *says)
-  refused(lambda: architecture(llama, 'llama', Head('span', 2)), "no form of llama with a head of the kind 'span'")
+  refused(lambda: architecture(gemma, 'gemma2', Head('span', 2)), "no form of gemma2 with a head of the kind 'span'")
   several = Head('classify', 1, documents=4)
   refused(lambda: architecture(roberta, 'roberta', several), "no form of roberta with a head of the kind 'choice'")
+
+
+@pytest.mark.parametrize('kind', ['lm', 'span'])
+def test_a_llama_for_spans_has_its_base_under_another_name(tmp_path, kind):
+  """As transformers has it; its folders and all others are read with either head."""
+  folder = tiny.llama_folder(tmp_path)
+  config = llama.from_hf(hf.read_config(folder))
+  weights = hf.Weights(folder)
+  of_lm, of_span = (llama.build(config, head=Head(k, 2 if k == 'span' else 0)) for k in ('lm', 'span'))
+  assert set(of_span.hf_names().values()) == {
+    *(n.replace('model.', 'transformer.', 1) for n in of_lm.hf_names().values()),
+    *('qa_outputs.weight', 'qa_outputs.bias'),
+  }
+  match = lambda model, w: hf.match(w, model.hf_names(), model.hf_shapes(), prefix='model.', tied=model.tied)  # noqa: E731
+  found = match(of_span, weights)
+  assert sorted(found.fresh) == ['head/out/bias', 'head/out/kernel']
+  flat = {n: np.asarray(of_span.from_hf(n, weights.read(k))) for n, k in found.pairs.items()}
+  head = {n: np.asarray(x) for n, x in trees.flatten(of_span.initial(jax.random.key(0), found.fresh)).items()}
+  hf.save(tmp_path / 'span', of_span.tensors({**flat, **head}), hf.read_config(folder))
+  there = hf.Weights(tmp_path / 'span')
+  assert 'transformer.layers.1.mlp.up_proj.weight' in there.where
+  again = match({'lm': of_lm, 'span': of_span}[kind], there)
+  assert again.fresh == []
+  assert again.unused == (['qa_outputs.bias', 'qa_outputs.weight'] if kind == 'lm' else [])
+  bare = {k.removeprefix('transformer.'): there.read(k) for k in there.where if 'qa_' not in k}
+  hf.save(tmp_path / 'bare', bare, hf.read_config(folder))
+  assert match(of_span, hf.Weights(tmp_path / 'bare')).pairs.keys() == flat.keys()
+  mistral = llama.from_hf({**hf.read_config(folder), 'model_type': 'mistral'})
+  assert llama.build(mistral, head=Head('span', 2)).hf_names()['norm/scale'] == 'model.norm.weight'
 
 
 @pytest.mark.parametrize(

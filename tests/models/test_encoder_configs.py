@@ -59,6 +59,7 @@ def of(kind, **more):
     ('deberta-v2', {'conv_kernel_size': 4}, r'conv_kernel_size=4 \(only odd ones\)'),
     ('deberta-v2', {'conv_kernel_size': 3, 'conv_groups': 2}, 'conv_groups=2 is not supported'),
     ('deberta-v2', {'embedding_size': 16}, 'embedding_size=16 is not known'),
+    ('deberta-v2', {'hidden_dropout_prob': 1.5}, r'hidden_dropout_prob=1\.5 is no share'),
     ('modernbert', {'classifier_pooling': 'men'}, "classifier_pooling='men' is not cls or mean; did you mean"),
     ('modernbert', {'classifier_activation': 'gleu'}, "classifier_activation='gleu' is not supported"),
     ('modernbert', {'global_attn_every_n_layers': 'x'}, "global_attn_every_n_layers='x' is not a whole number"),

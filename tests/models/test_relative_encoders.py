@@ -13,7 +13,8 @@ from ftlib import peft_config
 from ftlib.base import lookup, rng, settings, trees
 from ftlib.base.errors import InputError
 from ftlib.base.types import Head
-from ftlib.models import deberta, heads, modernbert, stack, xlnet
+from ftlib.evals import attribution
+from ftlib.models import deberta, heads, inside, modernbert, stack, xlnet
 from ftlib.models.attention import attention, relative, same_segment
 from ftlib.peft import bitfit, houlsby, lora, prefix, prompt
 from ftlib.peft.method import added
@@ -335,3 +336,34 @@ def test_distances_have_buckets_that_grow():
   assert got[-40] == -8  # beyond the span, where only one side has a row more
   plain_ = dataclasses.replace(config, log=False, buckets=6)
   assert_array_equal(deberta.distances(8, plain_), [11, 11, 11, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0, 0, 0])
+
+
+# What attribution reads.
+
+
+@each_family
+def test_every_layer_tells_its_attention(family):
+  """Shares of the tokens of a row, of which padding has none; ModernBERT's local layers see two tokens on each side."""
+  model, flat = base(family, Head('classify', 3, pooling(family)))
+  out, seen = inside.attended(model, trees.unflatten(flat), batch())
+  close(out.logits, plain(family).logits)
+  assert [p.shape for p in seen] == [(len(LENGTHS), 4, WIDE, WIDE)] * 3
+  for k, p_BHQL in enumerate(map(np.asarray, seen)):
+    for own_HQL, length in zip(p_BHQL, LENGTHS):
+      close(own_HQL[:, :length, :length].sum(2), 1)
+      far = np.abs(np.subtract.outer(np.arange(length), np.arange(length))) > 2
+      local = family == 'modernbert' and k > 0  # of its layers the first, the fourth, ... see all
+      assert (own_HQL[:, :length, :length][:, far].max() == 0) == local
+  shares = attribution.rollout([np.asarray(p)[1, :, : LENGTHS[1], : LENGTHS[1]] for p in seen])
+  close(shares.sum(1), 1)
+  assert shares.std() > 0.01
+
+
+@each_family
+def test_noise_on_embeddings_stands_for_other_tokens(family):
+  (model, flat), inputs = base(family, Head('classify', 3, pooling(family))), batch()
+  blank = {**inputs, 'tokens': np.where(np.arange(WIDE) % 2, 0, inputs['tokens']).astype(np.int32)}
+  x, x0 = (inside.embedded(model, trees.unflatten(flat), b) for b in (inputs, blank))
+  want = run(model, flat, blank).logits
+  assert np.abs(want - plain(family).logits).max() > 0.01
+  close(run(model, flat, {**inputs, 'embedding_noise': x0 - x}).logits, want)

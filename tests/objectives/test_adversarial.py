@@ -11,7 +11,7 @@ from ftlib.base import settings, trees
 from ftlib.base.errors import InputError
 from ftlib.base.types import Head, Outputs
 from ftlib.models import bert, llama
-from ftlib.objectives import adversarial, classification, language
+from ftlib.objectives import adversarial, classification, language, preference
 from ftlib.objectives.adversarial import Config
 from tests import tiny
 
@@ -151,7 +151,7 @@ def test_halves_of_a_batch_add_up(name):
     np.testing.assert_allclose(got, sum(halves), rtol=1e-5)
 
 
-@pytest.mark.parametrize('name', ['fgm', 'freelb'])
+@pytest.mark.parametrize('name', ['fgm', 'freelb', 'smart'])
 def test_rows_one_by_one_under_vmap(name):
   """As per-example gradients take them."""
 
@@ -244,6 +244,23 @@ def test_bad_input(name, values, words):
     config(name, **values)
 
 
-def test_smart_needs_outputs_that_can_be_compared():
-  with pytest.raises(InputError, match=r'adversarial\.name=smart compares the outputs'):
-    adversarial.wrap(lambda apply, batch, key: {}, config('smart'))
+def test_what_needs_outputs_that_can_be_compared():
+  """Of pairs of answers neither SMART nor R-Drop is defined here."""
+  pairs = preference.build(preference.Config(), labels=[], counts=np.zeros(0))
+  for objective in (lambda apply, batch, key: {}, pairs):
+    with pytest.raises(InputError, match=r'adversarial\.name=smart compares the outputs'):
+      adversarial.wrap(objective, config('smart'))
+  with pytest.raises(InputError, match=r'unknown config key objective\.r_drop'):
+    settings.read(preference.Config, {'r_drop': 1.0}, where='objective')
+
+
+@pytest.mark.parametrize('name', adversarial.NAMES[1:])
+def test_a_model_may_be_wider_at_its_end(name):
+  """As a BiLSTM, whose states are of two directions: the perturbation is of what the first block reads. By shapes."""
+
+  def apply(inputs, key):
+    h_BLD = inputs['x'] + inputs.get('embedding_noise', 0)
+    return Outputs(jnp.concatenate([h_BLD] * 3, -1), logits=jnp.tanh(h_BLD).mean(1) @ W)
+
+  wrapped = adversarial.wrap(PLAIN, config(name), width=D)
+  assert jax.eval_shape(lambda: wrapped(apply, BATCH, KEY))['loss'][0].shape == ()

@@ -101,6 +101,19 @@ def test_the_loss_is_cross_entropy_at_masked_tokens(key):
   np.testing.assert_allclose(grad, slope, atol=1e-4)
 
 
+def test_every_step_has_masks_of_its_own():
+  objective, seen = masked.build(CONFIG, labels=[], counts=np.zeros(0)), []
+
+  def apply(inputs, k):
+    seen.append(np.asarray(inputs['weights']))
+    return outputs(inputs, jnp.ones((V, V)))
+
+  for key in (0, 1, 0):
+    objective(apply, batch(), jax.random.key(key))
+  assert (seen[0] != seen[1]).any()
+  np.testing.assert_array_equal(seen[0], seen[2])
+
+
 def test_no_row_has_more_than_there_is_room_for():
   assert masked.room(128, 0.15) < 128 / 2.5
   assert masked.room(4, 0.15) == 4

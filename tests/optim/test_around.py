@@ -78,6 +78,8 @@ def test_clipping_is_by_the_global_norm():
   norm = float(optax.tree.norm(gradient))
   close(sgd(gradient, clip_norm=norm / 10), {n: -0.01 * x for n, x in trees.flatten(gradient).items()}, rtol=1e-5)
   close(sgd(gradient, clip_norm=norm * 2), sgd(gradient), rtol=1e-6)
+  one, two = (sgd(gradient, clip_norm=norm / 10, groups=g) for g in ({}, {'head': {'pattern': '^head/'}}))
+  close(two, one, rtol=1e-6)  # a group has no norm of its own
 
 
 def test_clipping_by_value():

@@ -202,4 +202,22 @@ def test_sophia_draws_new_signs_each_time():
   assert np.abs(found[1] - found[2]).max() > 0.1
 
 
-# What is kept.
+def test_sophias_signs_are_of_a_layer():
+  """The curvature of two layers, each with a Hessian that is not diagonal, is the same stacked and apart."""
+  full = np.random.default_rng(0).normal(size=(5, 5))
+  full = jnp.asarray(full + full.T, jnp.float32)
+  layer = lambda w: w @ full @ w / 2  # noqa: E731
+  stacked = {'layers/3:5/w': ParamInfo((2, 5), jnp.float32, ('layers', 'embed'))}
+  alone = {f'layers/{i}/w': ParamInfo((5,), jnp.float32, ('embed',)) for i in (3, 4)}
+
+  def curvature(together: bool):
+    info, loss = (stacked, jax.vmap(layer)) if together else (alone, layer)
+    tx = rule('sophia', info, b2=0.0, interval=1)
+    zero = trees.unflatten({n: jnp.zeros(i.shape) for n, i in info.items()})
+    obj_fn = lambda p: sum(jnp.sum(loss(w)) for w in trees.flatten(p).values())  # noqa: E731
+    update = jax.jit(lambda g: tx.update(g, tx.init(g), g, obj_fn=obj_fn)[1].curvature)
+    return trees.flatten(update(zero))
+
+  (ours,), theirs = curvature(True).values(), curvature(False)
+  np.testing.assert_allclose(ours, [theirs['layers/3/w'], theirs['layers/4/w']], rtol=1e-5)
+  assert np.abs(ours[0] - ours[1]).max() > 0.1

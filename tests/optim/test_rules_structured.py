@@ -40,7 +40,7 @@ def test_matrices_are_told_by_axis_names():
   assert {n: (*v.stack, *v.dims) for n, v in matrices.hidden(STACKED).items()} == {**VIEWS, 'lora/a': (5, 2)}
   assert set(matrices.hidden(STACKED, factors=False)) == {'layers/q/kernel', 'layers/o/kernel'}
   none = info_of(out=((4, 2), 'embed classes'), v=((3, 4, 2), 'prefix heads head_dim'), s=((2, 4), 'layers embed'))
-  assert not matrices.hidden(none)
+  assert not matrices.hidden(none | info_of(convolution=((2, 4, 3, 5), 'layers embed window embed_out')))
 
 
 def newton_schulz(x, steps):

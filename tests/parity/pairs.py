@@ -31,6 +31,11 @@ def drawn(method: Method, *, size: float = 0.3) -> Flat:
   return {n: np.float32(near(n) + size * rng.normal(size=i.shape)) for n, i in info.items() if added(n)}
 
 
+def close(logits: Any, theirs: np.ndarray, part: float) -> None:
+  """Within this part of the largest logit (or of 1), and never further apart than 1e-4."""
+  assert_allclose(logits, theirs, rtol=0, atol=min(1e-4, part * max(1, np.abs(theirs).max())))
+
+
 def logits_of(method: Method, here: Loaded, adapters: Flat, values: Mapping[str, Any]):
   """What ftlib computes with these adapters."""
   return method.model.apply(trees.unflatten({**trees.flatten(here.params), **adapters}), batch_of(values)).logits
@@ -92,10 +97,10 @@ class Pair:
     """PEFT's logits, which the adapted model and the merged one have too, and the plain model has not."""
     values, method = inputs('bert'), method or self.method
     logits, theirs = logits_of(method, self.here, adapters, values), outputs(there or self.there, values)['logits']
-    assert_allclose(logits, theirs, rtol=0, atol=1e-5 * max(1, np.abs(theirs).max()))
+    close(logits, theirs, 1e-5)
     params = trees.unflatten({**trees.flatten(self.here.params), **adapters})
     merged = self.here.model.apply(method.merge(params), batch_of(values)).logits
-    assert_allclose(merged, theirs, rtol=0, atol=2e-5 * max(1, np.abs(theirs).max()))
+    close(merged, theirs, 2e-5)
     assert np.abs(logits - self.here.run(batch_of(values)).logits).max() > 0.02
     return theirs
 
@@ -140,7 +145,7 @@ def check_from_here(pair: Pair, folder: pathlib.Path, *, size: float = 0.3) -> N
   again = peft.PeftModel.from_pretrained(fresh('bert', 'classify'), folder / 'adapter').eval()
   assert_array_equal(outputs(again, inputs('bert'))['logits'], theirs)
   merged = outputs(pair.there.merge_and_unload(), inputs('bert'))['logits']
-  assert_allclose(merged, theirs, rtol=0, atol=2e-5 * max(1, np.abs(theirs).max()))
+  close(merged, theirs, 2e-5)
 
 
 def check_from_there(pair: Pair, folder: pathlib.Path, *, size: float = 0.3) -> Any:

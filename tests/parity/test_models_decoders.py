@@ -144,20 +144,54 @@ def test_padding_has_no_influence_at_all(ready, case):
   assert_array_equal(r.run({**r.batch, **other})[r.real], r.out[r.real])
 
 
+SPANS = [(0, 0, 1, 9), (0, 9, 2, 7), (1, 0, 2, 7), (1, 7, 1, 9)]  # row, where, document, tokens
+
+
+def packed(r):
+  """Two documents of the stored batch in each of two rows, in either order."""
+  out = {k: np.zeros_like(v) for k, v in r.batch.items()}
+  for row, start, document, length in SPANS:
+    there = slice(start, start + length)
+    for name in ('tokens', 'positions'):
+      out[name][row, there] = r.batch[name][document, :length]
+    out['segments'][row, there] = 1 + (start > 0)
+  return out
+
+
+def nll(logits_LV, tokens_L):
+  """The loss of a document: the sum of -log p of each token after the first."""
+  x_LV = np.asarray(logits_LV[:-1], np.float64)
+  top_L = x_LV.max(-1)
+  chosen_L = np.take_along_axis(x_LV, tokens_L[1:, None], 1)[:, 0]
+  return float((top_L + np.log(np.exp(x_LV - top_L[:, None]).sum(-1)) - chosen_L).sum())
+
+
 @each_family
 def test_documents_packed_in_a_row_are_as_each_alone(ready, case):
   r = ready(case, 'lm')
-  packed = {k: np.zeros_like(v) for k, v in r.batch.items()}
-  spans = [(0, 0, 1, 9), (0, 9, 2, 7), (1, 0, 2, 7), (1, 7, 1, 9)]  # row, where, document, tokens
-  for row, start, document, length in spans:
-    there = slice(start, start + length)
-    for name in ('tokens', 'positions'):
-      packed[name][row, there] = r.batch[name][document, :length]
-    packed['segments'][row, there] = 1 + (start > 0)
-  out = r.run(packed)
+  out = r.run(packed(r))
   assert np.isfinite(out).all()
-  for row, start, document, length in spans:
-    close(out[row, start : start + length], r.out[document, :length])
+  for row, start, document, length in SPANS:
+    here, alone, tokens = (
+      out[row, start : start + length],
+      r.out[document, :length],
+      r.batch['tokens'][document, :length],
+    )
+    close(here, alone)
+    assert nll(here, tokens) == pytest.approx(nll(alone, tokens), rel=1e-5)
+
+
+@each_family
+def test_no_document_of_a_row_moves_a_bit_of_another(ready, case):
+  """So that every derivative across documents is exactly 0, in the windows of local layers as well."""
+  r, rng = ready(case, 'lm'), np.random.default_rng(1)
+  batch = packed(r)
+  out = r.run(batch)
+  for one in (1, 2):
+    own = batch['segments'] == one
+    other = r.run({**batch, 'tokens': np.where(own, batch['tokens'], rng.integers(0, 60, own.shape, np.int32))})
+    assert_array_equal(other[own], out[own])
+    assert np.abs(other - out)[batch['segments'] == 3 - one].max() > 1e-2
 
 
 @pytest.mark.parametrize(

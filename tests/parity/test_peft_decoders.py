@@ -26,11 +26,14 @@ LLAMA = {  # method: its settings on Llama
   'ia3': {},
   'prompt': {'length': 4},
   'prefix': {'length': 4, 'reparametrise': False},
+  'norm': {},
 }
 GPT2 = {  # name: (method, settings) on GPT-2, whose c_attn is one matrix there
   'lora of all': ('lora', {'rank': 4, 'target': 'attn/(q|k|v)$'}),
   'lora of two': ('lora', {'rank': 4, 'target': 'attn/(q|v)$', 'scaling': 'rsqrt'}),
   'lora of more': ('lora', {'rank': 4, 'target': 'attn/(q|k|v|o)$|mlp/up$'}),
+  'a part of one matrix trains': ('lora', {'rank': 4, 'target': 'mlp/up$', 'also': '^layers/0/attn/k/bias'}),
+  'norm': ('norm', {}),
   'dora': ('dora', {'rank': 4, 'target': 'attn/(q|k|v)$'}),
   'ia3': ('ia3', {'target': 'attn/(q|k|v)$', 'feedforward': 'mlp/down$'}),
   'prompt': ('prompt', {'length': 4}),
@@ -57,11 +60,11 @@ def adapted(folder, name, *, draw=1, **fields):
   """A method on a base, its parameters drawn."""
   here, module = load(folder, Head('lm')), lookup.component('peft', name, field='')
   config = settings.read(module.Config, {'also': '', **fields}, where='method')
-  model = module.build(config, here.model).model
-  rng = np.random.default_rng(draw)
+  method = module.build(config, here.model)
+  model, owns, rng = method.model, lambda n: method.trains(n) or added(n), np.random.default_rng(draw)
   flat = {**trees.flatten(model.initial(jax.random.key(draw))), **trees.flatten(here.params)}
-  flat |= {n: np.asarray(flat[n] + 0.2 * rng.normal(size=flat[n].shape), np.float32) for n in flat if added(n)}
-  return types.SimpleNamespace(name=name, module=module, config=config, model=model, flat=flat, here=here)
+  flat |= {n: np.asarray(flat[n] + 0.2 * rng.normal(size=flat[n].shape), np.float32) for n in flat if owns(n)}
+  return types.SimpleNamespace(name=name, module=module, config=config, model=model, owns=owns, flat=flat, here=here)
 
 
 def run(model, flat, values):
@@ -82,7 +85,7 @@ def logits_there(model, values):
 
 
 def written(ours, output, base):
-  form, save = peft_folder.form_of_run(ours.module, ours.config, ours.model, added)
+  form, save = peft_folder.form_of_run(ours.module, ours.config, ours.model, ours.owns)
   peft_folder.write(output, form, ours.flat, base=str(base), save=save, ours={})
 
 
@@ -104,7 +107,8 @@ def test_an_adapter_computes_the_same_there_and_back(tmp_path, bases, case, name
   ours, values = adapted(bases(case), name, **fields), inputs(case)
   written(ours, tmp_path / 'out', bases(case))
   said = json.loads((tmp_path / 'out' / 'adapter_config.json').read_text())
-  assert (said['task_type'], said['modules_to_save']) == ('CAUSAL_LM', None)
+  whole = ['transformer.h.0.attn.c_attn'] if fields.get('also') else None
+  assert (said['task_type'], said['modules_to_save']) == ('CAUSAL_LM', whole)
   logits = run(ours.model, ours.flat, values)
   assert np.abs(logits - run(ours.here.model, trees.flatten(ours.here.params), values)).max() > 0.05
   base = transformers.AutoModelForCausalLM.from_pretrained(bases(case))

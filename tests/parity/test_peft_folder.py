@@ -108,7 +108,9 @@ def test_an_adapter_from_here_computes_the_same_there(tmp_path, bases, name):
   ours, values = adapted(bases('bert'), name, draw=1), inputs('bert')
   written(ours, tmp_path, bases('bert'))
   logits = ours.run(values)
-  plain = {n: x for n, x in ours.flat.items() if not added(n)}
+  base = trees.flatten(ours.here.params)
+  fresh = {*ours.here.match.fresh}
+  plain = {n: x if n in fresh else base[n] for n, x in ours.flat.items() if not added(n)}
   assert np.abs(logits - ours.here.model.apply(trees.unflatten(plain), batch_of(values)).logits).max() > 1e-2
   there = peft.PeftModel.from_pretrained(model_there(bases('bert')), tmp_path)
   keys = peft.get_peft_model_state_dict(there)
@@ -146,6 +148,7 @@ TYPES = sorted({lookup.component('peft', n, field='method.name').PEFT_TYPE for n
 GIVEN = {
   'ADALORA': {'total_step': 10},
   'IA3': {'target_modules': None},
+  'LN_TUNING': {'target_modules': ['attention.output.LayerNorm', '1.output.LayerNorm']},
   'MISS': {'r': 8},
   'PREFIX_TUNING': {'num_virtual_tokens': 4},
   'PROMPT_TUNING': {'num_virtual_tokens': 4},

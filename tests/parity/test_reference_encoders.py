@@ -1,7 +1,7 @@
 """The encoders of `CASES` live against PyTorch where `test_reference.py` does not look: heads on tokens, all gradients,
 rows alone, distances and what published folders hold besides: `make test-reference`.
 
-Reached on a CPU: logits of tokens 2.2e-6 of 3.4; gradients 2.3e-5 of a tensor's largest entry, but for sums of zero.
+Reached on a CPU: logits of tokens 2.2e-6 of 3.4; gradients 5.5e-5 of a tensor's largest entry, but for sums of zero.
 """
 
 import functools
@@ -47,13 +47,15 @@ def test_logits_of_every_token_are_the_same_both_ways(tmp_path, case, head):
   close(outputs(loaded_there(tmp_path / 'here', head.kind), values)['logits'][real], ours[real])
 
 
-# Through ALBERT's layers of such weights, PyTorch's own gradients in float32 are 1e-4 from those in float64.
-@pytest.mark.parametrize('case', [c for c in CASES if not c.startswith('albert')])
+@each_case
 def test_every_gradient_is_that_of_pytorch(tmp_path, case):
+  """There in float64: through ALBERT's shared layers, PyTorch's own gradients in float32 are 1.2e-4 off. What is much
+  smaller than the largest gradient is sums that all but cancel, which float32 has to some 1e-7 of the largest."""
   import torch
 
   model, values = fresh(case, 'classify'), inputs(case)
   model.save_pretrained(tmp_path)
+  model.double()
   given = moved(model.config.model_type, values, values['attention_mask'])
   logits = model(**{n: torch.from_numpy(x.astype(np.int64)) for n, x in given.items()}).logits
   torch.nn.functional.cross_entropy(logits, torch.tensor(LABELS)).backward()
@@ -68,12 +70,13 @@ def test_every_gradient_is_that_of_pytorch(tmp_path, case):
   got = here.tensors(jax.grad(loss)(here.params))
   assert set(got) == set(want)
   largest = max(np.abs(x).max() for x in want.values() if x is not None)
+  least = 1e-2 if case == 'albert_groups' else 1e-3  # its last block's attention: 6e-5 of the largest, 3.4e-7 off
   for name, x in want.items():
     if x is None:
       assert (case, name) == ('xlnet', 'transformer.mask_emb')
       assert_array_equal(got[name], 0)
     else:
-      unit = max(np.abs(x).max(), 1e-3 * largest)  # some are sums of zero but for rounding
+      unit = max(np.abs(x).max(), least * largest)  # some are sums of zero but for rounding
       assert_allclose(got[name] / unit, x / unit, rtol=0, atol=1e-4, err_msg=name)
 
 

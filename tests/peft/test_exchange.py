@@ -5,11 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from ftlib import peft_config
+from ftlib import peft_config, peft_folder
 from ftlib.base.errors import InputError
 from ftlib.base.types import Head
-from ftlib.models import bert
-from ftlib.peft import adalora, hira, ia3, loha, lokr, lora, miss, oft, sparse, vera
+from ftlib.models import bert, gpt2
+from ftlib.peft import adalora, hira, ia3, loha, lokr, lora, miss, norm, oft, sparse, vera
 from tests.tiny import CONFIG
 
 TARGETS = {'target_modules': ['query', 'value'], 'task_type': 'SEQ_CLS', 'peft_version': '0.21.2'}
@@ -91,3 +91,77 @@ def test_what_this_method_has_not(model, module, values):
 def test_the_series_of_an_old_oft(model):
   with pytest.raises(InputError, match=r'X: ftlib has no OFT with use_cayley_neumann=True of PEFT 0\.17, before 0\.18'):
     read(oft, model, use_cayley_neumann=True, peft_version='0.17.1')
+
+
+# Parameters of the base in a folder of PEFT.
+
+
+def norms(model, **values):
+  config = norm.Config(**values)
+  method = norm.build(config, model)
+  form, save = peft_folder.form_of_run(norm, config, method.model, method.trains)
+  return form, save, peft_config.of_run(norm, config, method.model, base='B', save=save)
+
+
+def test_norms_are_copies_of_their_modules(model):
+  """A gain that trains alone takes its bias along, for PEFT saves whole modules."""
+  for target, count in (('norm/(scale|bias)$', 5), ('attn_norm/scale$', 2)):
+    form, save, values = norms(model, target=target)
+    own = {k for k in form.shapes if 'classifier' not in k}
+    modules = {k.rpartition('.')[0].removeprefix('base_model.model.') for k in own}
+    assert all(m.endswith('LayerNorm.ln_tuning_layers') for m in modules)
+    assert (len(modules), len(own), save) == (count, 2 * count, ['classifier', 'score'])
+    assert {f'{m}.ln_tuning_layers' for m in values['target_modules']} == modules
+    assert 'fan_in_fan_out' not in values
+    asked = peft_config.read(values, norm, model, where='X').settings(model)
+    assert len(norm.build(norm.Config(**asked, also=''), model).shown) == 2 * count
+  with pytest.raises(InputError, match=r"bias='all'(.|\n)*merge the adapter"):
+    peft_config.read({**values, 'bias': 'all'}, norm, model, where='X')
+
+
+def test_norms_there_and_back(model):
+  form, _, _ = norms(model)
+  rng = np.random.default_rng(0)
+  flat = {n: rng.normal(size=i.shape).astype(np.float32) for n, i in model.info().items()}
+  back = form.flat({k: x for part in form.parts(flat).values() for k, x in part.items()})
+  assert {n for n in back if not n.startswith('head/')} == {n for n in flat if 'norm/' in n}
+  for name, x in back.items():
+    np.testing.assert_array_equal(x, flat[name])
+
+
+def test_a_part_of_a_matrix_that_trains_takes_the_others_along():
+  """GPT-2's query, key and value are one matrix there, which PEFT saves whole."""
+  sizes = {'n_embd': 8, 'n_layer': 1, 'n_head': 2, 'n_positions': 8, 'vocab_size': 9}
+  plain = gpt2.build(gpt2.from_hf({'model_type': 'gpt2', **sizes}), head=Head('lm'))
+  config = lora.Config(rank=2, target='mlp/up$', also='attn/k/bias$')
+  method = lora.build(config, plain)
+  form, save = peft_folder.form_of_run(lora, config, method.model, method.trains)
+  rng = np.random.default_rng(0)
+  flat = {n: rng.normal(size=i.shape).astype(np.float32) for n, i in method.model.info().items()}
+  tensors = {k: x for part in form.parts(flat).values() for k, x in part.items()}
+  assert save == ['transformer.h.0.attn.c_attn']
+  start = 'base_model.model.transformer.h.0.attn.c_attn.'
+  np.testing.assert_array_equal(
+    tensors[f'{start}bias'], np.concatenate([flat[f'layers/0/attn/{x}/bias'].reshape(-1) for x in 'qkv'])
+  )
+  assert tensors[f'{start}weight'].shape == (8, 24)
+  for name, x in form.flat(tensors).items():
+    np.testing.assert_array_equal(x, flat[name], name)
+
+
+@pytest.mark.parametrize('tied', [True, False])
+def test_a_tied_table_that_trains_whole(tied):
+  """PEFT trains a copy of the table and leaves the output matrix; neither way may that pass unnoticed."""
+  sizes = {'n_embd': 8, 'n_layer': 1, 'n_head': 2, 'n_positions': 8, 'vocab_size': 9, 'tie_word_embeddings': tied}
+  plain = gpt2.build(gpt2.from_hf({'model_type': 'gpt2', **sizes}), head=Head('lm'))
+  config = lora.Config(rank=2, target='mlp/up$', also='^embed/token/')
+  method = lora.build(config, plain)
+  folder = peft_folder.Folder(None, 'model.adapter=X', {'modules_to_save': ['wte']}, None, {})
+  if not tied:
+    assert peft_folder.form_of_run(lora, config, method.model, method.trains)[1] == ['transformer.wte']
+    assert peft_folder.form_of_folder(folder, lora, config, method.model).saved == ('embed/token/table',)
+    return
+  with pytest.raises(InputError, match=r'--format=peft: embed/token/table is tied(.|\n)*--format=hf'):
+    peft_folder.form_of_run(lora, config, method.model, method.trains)
+  with pytest.raises(InputError, match=r'model\.adapter=X: embed/token/table is tied(.|\n)*with peft'):
+    peft_folder.form_of_folder(folder, lora, config, method.model)

@@ -170,7 +170,7 @@ def test_packed_rows_have_the_loss_of_padded_ones(built):
     assert float(a[name][0]) == pytest.approx(float(b[name][0]), rel=1e-5), name
 
 
-def test_accumulation_changes_nothing_and_steps_differ(built):
+def test_accumulation_changes_nothing(built):
   own, frozen = built.load()
   _, batch, _ = built.batch(0)
   make = functools.partial(make_train_step, built.method.model.apply, built.objective, built.optimizer.tx)

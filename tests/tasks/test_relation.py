@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
 
 import numpy as np
 import pytest
 
 from ftlib import recipe, run
 from ftlib.base.types import Head
-from ftlib.data import markers, tokens
+from ftlib.data import cleaning, markers, preparation, tokens
 from ftlib.data.sources import Rows
 from ftlib.tasks import relation
 from tests import tiny
@@ -176,3 +177,51 @@ def test_columns_of_spans_are_read(tiny_bert, tmp_path):
       assert built.tokenizer.convert_ids_to_tokens(int(ids[offsets[i] + mark + 1])) == row['text'][slice(*span)].strip()
   config.task.tail = 'x'
   refused(lambda: run.build(config), 'task.tail', 'no column "x"')
+
+
+RAW = 'see  <b>x</b> the <e1>  gooood  </e1>&amp; <e2>b&auml;d</e2>film'
+
+
+@pytest.mark.parametrize(
+  ('steps', 'wanted'),
+  [
+    ('html', 'see   x  the <e1>  gooood  </e1>& <e2>bäd</e2>film'),
+    ('html,whitespace', 'see x the <e1> gooood </e1>& <e2>bäd</e2>film'),
+    ('repeats', 'see  <b>x</b> the <e1>  goood  </e1>&amp; <e2>b&auml;d</e2>film'),
+  ],
+)
+def test_cleaning_leaves_markers_and_takes_spans_along(steps, wanted):
+  clean = cleaning.cleaner(steps)
+  c = relation.Config()
+  assert relation.cleaned(c, {'text': RAW, 'label': 'x'}, clean) == {'text': wanted, 'label': 'x'}
+  spans = relation.Config(head='h', tail='t')
+  plain, head, tail = markers.spanned(markers.of_text(RAW))
+  assert (plain[slice(*head)], plain[slice(*tail)]) == ('  gooood  ', 'b&auml;d')
+  got = relation.cleaned(spans, {'text': plain, 'h': tail, 't': head}, clean)  # the other way round
+  assert got['text'] == re.sub('</?e[12]>', '', wanted)
+  assert [got['text'][slice(*got[n])] for n in 'th'] == [*re.findall('<e[12]>(.*?)</e', wanted)]
+  same = {'text': 'a b', 'h': {'start': 0, 'end': 1}, 't': [2, 3]}
+  assert relation.cleaned(spans, same, clean) is same
+
+
+def test_what_is_cleaned_is_read_and_what_is_wrong_is_said_of_the_file(tmp_path):
+  row = {'text': RAW, 'label': 'x'}
+  for split, rows in (
+    ('train', [row, {**row, 'label': 'y'}, {**row, 'text': '<e1>a</e1> <br>b'}]),
+    ('validation', [row]),
+  ):
+    (tmp_path / f'{split}.jsonl').write_text(''.join(json.dumps(r) + '\n' for r in rows))
+  columns = relation.columns(relation.Config())._asdict()
+  refused(
+    lambda: preparation.load(preparation.Config(path=str(tmp_path), clean='all'), **columns),
+    'train.jsonl:3: "text" has the marker <e2> nowhere',
+  )
+  refused(
+    lambda: preparation.load(preparation.Config(path=str(tmp_path), augment='swap=0.1', keep='label=x'), **columns),
+    'data.augment=swap=0.1 moves words about',
+  )
+  (tmp_path / 'train.jsonl').write_text(''.join(json.dumps({**row, 'label': l}) + '\n' for l in 'xy'))
+  found = preparation.load(preparation.Config(path=str(tmp_path), clean='all'), **columns)
+  want = 'see x the <e1> goood </e1>& <e2>bäd</e2>film'
+  assert [r['text'] for split in found.splits.values() for r in split] == [want] * 3
+  assert any('2 of 2 rows changed' in n for n in found.notes)

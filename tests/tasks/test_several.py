@@ -12,7 +12,8 @@ import pytest
 from ftlib import recipe, run
 from ftlib.base.errors import InputError
 from ftlib.base.types import Outputs
-from ftlib.objectives import classification, regression, several
+from ftlib.objectives import classification, multilabel, regression, several
+from ftlib.tasks import several as task
 from tests import tiny
 
 PARTS = 'tone=classify; words=similarity,text=text,pair='
@@ -93,6 +94,42 @@ def test_a_row_counts_for_its_own_part_alone(built):
   assert (np.asarray(grad)[~tone, :2] == 0).all()
 
 
+def test_labels_that_stand_alone(config, data, tmp_path):
+  """A part whose rows have any number of labels: each by a sigmoid, the mean over them, and by its own threshold."""
+  (tmp_path / 'moods').mkdir()
+  moods = ['calm|sad', '', 'a/b', 'calm', 'sad|a/b|calm', '']
+  lines = ''.join(json.dumps({'text': f'good {i}', 'labels': m}) + '\n' for i, m in enumerate(moods * 4))
+  for split in ('train', 'validation'):
+    (tmp_path / 'moods' / f'{split}.jsonl').write_text(lines)
+  parts = f'moods=multilabel,separator=|,threshold=0.4,data={tmp_path / "moods"}; tone=classify'
+  built = run.build(config(parts, data__path=str(data)))
+  assert built.task.labels == ['moods+a/b', 'moods+calm', 'moods+sad', 'tone/bad', 'tone/good']
+  assert built.task.counts.tolist() == [8, 12, 8, 10, 10]
+  assert built.examples['train'].extra['answers'][:3, :3].tolist() == [[0, 1, 1], [0, 0, 0], [1, 0, 0]]
+  extra = {n: x[18:30] for n, x in built.examples['train'].extra.items()}
+  logits = jnp.asarray(np.random.default_rng(0).normal(size=(12, 5)), jnp.float32)
+  apply = lambda part: lambda *_: Outputs(None, logits=part)  # noqa: E731
+  first = multilabel.build(multilabel.Config(), labels=['a', 'b', 'c'], counts=np.ones((3, 2)))
+  second = classification.build(classification.Config(), labels=['bad', 'good'], counts=np.ones(2))
+  tone, ones = extra['part'] == 1, np.ones(12, np.float32)
+  assert tone.sum() == 6
+  a = first(apply(logits[~tone, :3]), {'labels': extra['answers'][~tone, :3], 'weights': ones[~tone]}, None)['loss'][0]
+  right = extra['answers'][tone, 3:].argmax(1)
+  b = second(apply(logits[tone, 3:]), {'labels': right, 'weights': ones[tone]}, None)['loss'][0]
+  total, weight = built.objective(apply(logits), extra, None)['loss']
+  assert (float(total), float(weight)) == (pytest.approx(float(a + b), rel=1e-5), 12)
+  rows = built.dataset.splits['train']
+  got = built.task.predict(Outputs(None, logits=jnp.full((44, 5), -0.3)), {})  # p = 0.43
+  said = [*built.task.records(rows, {n: np.asarray(x) for n, x in got.items()})]
+  assert (said[0]['label'], said[0]['prediction'], said[0]['task']) == (
+    ['calm', 'sad'],
+    ['a/b', 'calm', 'sad'],
+    'moods',
+  )
+  with pytest.raises(InputError, match='threshold=tuned is for tasks by themselves'):
+    run.build(config(parts.replace('0.4', 'tuned'), data__path=str(data)))
+
+
 def test_parts_are_drawn_by_temperature(config):
   share = {}
   for temperature in (1.0, 2.0, 1e6):
@@ -125,7 +162,8 @@ def test_the_stored_label_list_is_enough(config, built):
     ('tone', 'is not NAME=TASK'),
     ('tone=classify;tone=classify', 'stands there twice'),
     ('tone=clasify', 'did you mean "classify"'),
-    ('tone=lm', 'can be parts of several'),
+    ('tone=lm', 'tone=lm cannot be a part of several; these can: classify, multilabel, similarity'),
+    ('tone=classify,truncate=windows', r'(?s)truncate=windows. is not FIELD=VALUE.*fields: data, text, pair, label'),
     ('tone=classify,txt=a', 'did you mean "text"'),
     ('tone=classify,text=sentence', r'part tone of task.parts: .* has no column "sentence"'),
     ('tone=classify; nowhere=classify', r'(?s)part nowhere of task.parts: .*no such file or folder'),
@@ -134,6 +172,12 @@ def test_the_stored_label_list_is_enough(config, built):
 def test_what_is_refused(config, parts, said):
   with pytest.raises(InputError, match=said):
     run.build(config(parts))
+
+
+def test_a_task_that_reads_marked_tokens_is_no_part():
+  rows = [{'task': 'a', 'text': '<e1>x</e1> <e2>y</e2>', 'label': label} for label in 'xy']
+  with pytest.raises(InputError, match=r'task\.parts: a: its head reads marked tokens'):
+    task.build(task.Config(parts='a=relation'), train=rows, known=None)
 
 
 def test_settings_that_name_no_part_or_metric(config):

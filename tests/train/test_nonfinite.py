@@ -69,6 +69,21 @@ def test_nothing_stays_of_a_step_that_is_not_finite(step, fault):
     assert not np.array_equal(found[f'ema/{name}'], was[f'ema/{name}'])
 
 
+def test_it_is_looked_for_before_clipping():
+  """A slope without bound is 1 when it is clipped by value, and the step is skipped all the same."""
+  tx, params = linear.optimizer(clip='value', clip_norm=1.0).tx, linear.parameters()
+  kernel = params['head']['kernel']
+  root = lambda model, batch, key: {'loss': (jnp.sqrt(jnp.maximum(model(batch, key), 0)).sum(), jnp.float32(1))}  # noqa: E731
+  step = jax.jit(make_train_step(lambda params, batch, key: params['head']['kernel'] - batch['at'], root, tx))
+  now = state.create(params, {}, tx=tx, seed=0)
+  after, sums = step(now, {}, {'at': kernel})
+  assert (float(sums['loss'][0]), float(sums['grad_norm']), int(after.skipped)) == (0, np.inf, 1)
+  np.testing.assert_array_equal(after.trainable['head']['kernel'], kernel)
+  after, _ = step(now, {}, {'at': kernel - 1})
+  assert int(after.skipped) == 0
+  assert not np.array_equal(after.trainable['head']['kernel'], kernel)
+
+
 def test_gradient_norms_by_layer_and_group():
   gradient = linear.parameters(5)
   found = diagnostics.squares(gradient, {'late': {'w': jnp.ones(3)}}, lambda n: n.startswith('layers/'))

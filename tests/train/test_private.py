@@ -8,7 +8,7 @@ import numpy as np
 import optax
 import pytest
 
-from ftlib import fine_tune, run
+from ftlib import fine_tune, recipe, run
 from ftlib.base import trees
 from ftlib.base.errors import InputError
 from ftlib.base.types import Outputs
@@ -211,6 +211,11 @@ def test_epsilon_stands_in_the_summary_and_the_report(config, tmp_path, capsys):
     ({'train__accumulate': 2}, r'with train\.accumulate=2: privacy\.microbatch=4 is how many'),
     ({'objective__class_weights': 'balanced'}, r'with objective\.class_weights=balanced: under privacy'),
     ({'train__packing': True}, r'with train\.packing=true'),
+    ({'model__pretrained': '', 'model__family': 'bilstm'}, r'vocabulary would be made of the words of the training'),
+    (
+      {'train__max_length': 8, 'task__truncate': 'windows', 'task__stride': 2},
+      r'rows longer than 8 tokens were made into several documents, each of which would count as a row of its own',
+    ),
     ({'privacy__delta': 0.02}, r'privacy\.delta=0\.02: publishing one of the 96 training rows'),
     ({'train__batch_size': 100}, r'train\.batch_size=100 with .* 96 training rows'),
     ({'privacy__microbatch': 3, 'mesh__shape': 'data=2'}, r'a batch of 3 rows does not divide'),
@@ -225,6 +230,16 @@ def test_what_does_not_go_with_privacy(config, values, words):
     return
   with pytest.raises(InputError, match=words):
     run.build(config(**{**SMALL, **values}))
+
+
+def test_a_text_in_windows_is_no_row(config):
+  """Of a language model as well, whose windows are rows of their own from then on; texts that fit are."""
+  c = config(**SMALL, train__max_length=8, method__also='')
+  c.task, c.objective = recipe.component_section('task', 'mask'), recipe.component_section('objective', 'masked')
+  with pytest.raises(InputError, match=r'rows longer than 8 tokens .* raise train\.max_length'):
+    run.build(c)
+  c.train.max_length = 32
+  assert len(run.build(c).examples['train']) == 96
 
 
 def test_an_objective_must_say_that_rows_are_apart(config, monkeypatch):

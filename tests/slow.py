@@ -1,11 +1,14 @@
 """Tests that are left to `make test-slow`: whole runs, and what one case in `make test` stands for.
 
-Patterns of node ids; a whole function may as well have `@pytest.mark.slow` where it is. What is here takes some 11
+Patterns of node ids; a whole function may as well have `@pytest.mark.slow` where it is. What is here takes some 13
 minutes of one core, and `make test` is to stay below a quarter of an hour on two.
 """
 
 import re
 
+_KIN = (  # of lora, adalora, vera, oft, houlsby, ia3, loreft, prefix, sparse and gradual, which stay, as a new one does
+  'full|head|last_n|bitfit|norm|lora_fa|loha|lokr|dora|hira|pfeiffer|parallel|compacter|miss|p_tuning|p_tuning_v2|prompt'
+)
 PATTERNS = (
   r'cli/test_adapter\.py::test_the_encoder_alone',
   r'cli/test_adapters?\.py::test_(each_computes_what_its_own_run_does\[unroll|upon_a_run|a_run_from_an_adapter|it_is_evaluated_and_exported)',
@@ -19,11 +22,13 @@ PATTERNS = (
   r'cli/test_scratch\.py::test_a_run_is_judged_resumed',
   r'configs/test_configs\.py::test_it_is_read_with_a_method\[(?!classify)',
   r'configs/test_published\.py::test_what_trains_is_what_peft_counts',
+  rf'contract/test_methods\.py::test_scanned_layers_are_the_unrolled_ones\[({_KIN})\]',
   r'contract/test_tasks\.py::test_it_trains_and_is_evaluated\[(?!classify)',
   r'evals/test_report_run\.py::test_answers_before_and_after',
   r'examples/test_optimizer_example\.py::test_the_readme_tells',
   r'generation/test_generator\.py::test_virtual_tokens',
   r'models/test_(relative|small)_encoders\.py::test_(a_method_starts_as_the_base|padding_changes_nothing|packed_documents).*\[.*-(?!lora)',
+  rf'models/test_peft_on_decoders\.py::test_a_method_starts_as_the_base\[({_KIN})-gpt2\]',
   r'models/test_peft_on_decoders\.py::test_cached_decoding_with_an_adapter.*\[(?!lora)',
   r'models/test_presets\.py::test_a_preset_(trains_at_its_full_size|has_as_many_parameters)',
   r'models/test_relative_encoders\.py::test_every_other_method_finds_its_place',

@@ -25,6 +25,6 @@ def get_config(arg=''):
   c.task.pooling = 'mean'  # as this model was pretrained
   c.optim.learning_rate = 3e-3
   c.train.epochs = 1.0
-  c.train.eval_every = 107
+  c.train.eval_every = 161
   c.train.buckets = 3
   return c

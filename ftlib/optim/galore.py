@@ -12,12 +12,14 @@ Own code: optax.contrib.galore projects the longer side, and knows no stacks.
 from __future__ import annotations
 
 import dataclasses
+import functools
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 
+from ftlib.base import linalg
 from ftlib.base.settings import setting
 from ftlib.base.types import Flat, ParamInfo
 from ftlib.optim import matrices
@@ -55,7 +57,7 @@ def build(config: Config, info: dict[str, ParamInfo]) -> optax.GradientTransform
     return views[name].dims[0] <= views[name].dims[1]
 
   def basis(name: str, g: jax.Array) -> jax.Array:
-    u, _, vt = jnp.linalg.svd(g, full_matrices=False)
+    u, _, vt = linalg.each(functools.partial(jnp.linalg.svd, full_matrices=False), g)
     return u[..., : config.rank] if left(name) else vt[..., : config.rank, :].mT
 
   def project(name: str, g: jax.Array, p: jax.Array) -> jax.Array:

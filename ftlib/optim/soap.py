@@ -23,7 +23,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from ftlib.base import trees
+from ftlib.base import linalg, trees
 from ftlib.base.settings import setting
 from ftlib.base.types import Flat, ParamInfo
 from ftlib.optim import matrices
@@ -123,9 +123,9 @@ def _accumulated(factors: Any, gradients: Flat, decay: float, side: int) -> Any:
 
 def _iterated(factors: Any, bases: Any) -> Any:
   """One power iteration (algorithm 4)."""
-  return jax.tree.map(lambda f, q: jnp.linalg.qr(_product(f, q))[0], factors, bases)
+  return jax.tree.map(lambda f, q: linalg.each(jnp.linalg.qr, _product(f, q))[0], factors, bases)
 
 
 def _decomposed(factors: Any, bases: Any) -> Any:
   """Eigenvectors, those of the largest eigenvalue first."""
-  return jax.tree.map(lambda f: jnp.linalg.eigh(f)[1][..., ::-1], factors)
+  return jax.tree.map(lambda f: linalg.each(jnp.linalg.eigh, f)[1][..., ::-1], factors)

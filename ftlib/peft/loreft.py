@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 from jax.nn import initializers
 
-from ftlib.base import trees
+from ftlib.base import linalg, trees
 from ftlib.base.errors import InputError
 from ftlib.base.rng import Stream
 from ftlib.base.settings import setting
@@ -67,7 +67,7 @@ def ends(segments_BL: jax.Array, first: int, last: int) -> jax.Array:
 def orthonormal(r: jax.Array) -> jax.Array:
   """The nearest matrix with orthonormal rows, (R R^T)^(-1/2) R, of each of [..., R, D]."""
   gram = jnp.einsum('...id,...jd->...ij', r, r, precision='highest')
-  values, vectors = jnp.linalg.eigh(gram)
+  values, vectors = linalg.each(jnp.linalg.eigh, gram)
   scaled = vectors * jax.lax.rsqrt(jnp.maximum(values, 1e-12))[..., None, :]
   return jnp.einsum('...ik,...jk,...jd->...id', scaled, vectors, r, precision='highest')
 

@@ -19,6 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.nn import initializers
 
+from ftlib.base import linalg
 from ftlib.base.errors import InputError
 from ftlib.base.rng import Stream
 from ftlib.base.settings import setting
@@ -65,7 +66,7 @@ class Oft(Adapter):
     q = jnp.zeros((skew.shape[0], self.size, self.size)).at[:, rows, cols].set(skew)
     q, one = q - q.mT, jnp.eye(self.size)
     if self.terms == 0:
-      return jnp.linalg.solve(one + q, one - q)  # the two factors commute
+      return linalg.each(jnp.linalg.solve, one + q, one - q)  # the two factors commute
     if self.terms == 2:
       return one + 2 * q
     r, power = one + 2 * q, q

@@ -13,6 +13,7 @@ from ftlib.data import packing, tokens
 from ftlib.data.batches import Examples
 from ftlib.data.preparation import Dataset
 from ftlib.data.sources import subset
+from ftlib.peft.method import Method
 from ftlib.recipe import Settings
 from ftlib.tasks.task import Task
 
@@ -28,12 +29,12 @@ def make(
   *,
   limit: int,
   arch: Any,
-  virtual: int,
+  method: Method,
 ) -> tuple[dict[str, Examples], list[str]]:
   """(the examples of a split, of several, or of all with those of training packed; notes). No `split` means all.
 
   From then on the splits of `dataset` have a row for each example, dropped ones are gone.
-  `limit`: tokens of a row at most; `arch`: the model's config; `virtual`: tokens that the method puts in front of rows.
+  `limit`: tokens of a row at most; `arch`: the model's config.
   """
   notes = []
   if getattr(s.modules['task'], 'HEADLESS', False):
@@ -44,16 +45,16 @@ def make(
   for name, found in made.items():
     tokens.check_ids(found.tokens, vocab=arch.vocab, types=arch.types, where=f'{s.model.pretrained} on {name}')
     notes += [*found.notes, *_length_notes(found, name, limit=limit, positions=arch.max_length)]
-    if virtual and found.packs is not None:
+    if not method.packs and found.packs is not None:
       raise InputError(
-        f'task.name={s.names["task"]}: several documents stand in one row, and the {virtual} virtual tokens of '
+        f'task.name={s.names["task"]}: several documents stand in one row, and the {method.tokens} virtual tokens of '
         f'method.name={s.names["method"]} would be seen by the first alone; take another method'
       )
     if found.rows is not None:  # from here on a document is a row of its split
       dataset.splits[name] = subset(dataset.splits[name], found.rows)
       made[name] = dataclasses.replace(found, rows=None)
   if s.train.packing and split is None:
-    made['train'] = _packed(made['train'], limit, virtual=virtual)
+    made['train'] = _packed(made['train'], limit, method)
   return made, [*dict.fromkeys(notes)]
 
 
@@ -89,11 +90,11 @@ def _known_split(dataset: Dataset, split: str) -> str:
   return split
 
 
-def _packed(examples: Examples, limit: int, *, virtual: int) -> Examples:
-  if virtual:
+def _packed(examples: Examples, limit: int, method: Method) -> Examples:
+  if not method.packs:
     raise InputError(
-      f'train.packing=true: the {virtual} virtual tokens of the method stand in front of a row, and only its first '
-      'document would see them; set --config.train.packing=false'
+      f'train.packing=true: the {method.tokens} virtual tokens of the method stand in front of a row, and only its '
+      'first document would see them; set --config.train.packing=false'
     )
   return packing.pack(examples, limit)
 

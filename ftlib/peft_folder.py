@@ -11,7 +11,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 import hashlib
-import json
 import os
 import pathlib
 import re
@@ -288,8 +287,7 @@ def _print_of(base: pathlib.Path) -> str | None:
     values, weights = hf.read_config(base), hf.Weights(base)
   except InputError:  # a folder that is no model, and only has the name
     return None
-  meant = {k: v for k, v in values.items() if k not in hf_config.HARMLESS or k == 'model_type'}
-  return hashlib.sha256(weights.fingerprint().encode() + json.dumps(meant, sort_keys=True).encode()).hexdigest()
+  return hashlib.sha256(hf_config.identity(values, weights.fingerprint())).hexdigest()
 
 
 def _of_hub(name: str) -> bool:

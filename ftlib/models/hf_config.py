@@ -7,6 +7,7 @@ not change what the model computes). Anything else is an error: a setting that i
 from __future__ import annotations
 
 import dataclasses
+import json
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -80,6 +81,12 @@ def read(
       '  keys that you know to be harmless can be allowed by --config.model.allow_config=PATTERN'
     )
   return got
+
+
+def identity(values: Mapping[str, Any], weights: str) -> bytes:
+  """What a model computes follows from: the fingerprint of its weights, and `config.json` but for what is harmless."""
+  meant = {k: v for k, v in values.items() if k not in HARMLESS or k == 'model_type'}
+  return weights.encode() + json.dumps(meant, sort_keys=True).encode()
 
 
 def _fits(value: Any, kind: str) -> bool:

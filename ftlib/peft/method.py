@@ -65,10 +65,11 @@ class Method:
   data; it is called once, before the first step, with layers unstacked. `penalty(trainable)` is added to the mean
   loss. `adjust(steps)`, for a run of so many, gives what follows each update inside the compiled step: `(trainable,
   kept, grads, step) -> (trainable, kept)` (this and `penalty` see layers as they are stored, maybe stacked). `tokens`
-  virtual tokens lead every row. `identity`: whether the adapted model starts as the pretrained one. `stages` says
-  which parameters wait, and until when: nothing is differentiated for those, and neither `penalty` nor `adjust` sees
-  them. `rates(name)` is a factor of a parameter's learning rate. `source` is the folder of a finished run on the same
-  base: `flat` then holds for `prepare` how far each pretrained parameter moved there, as `moved/<name>`.
+  virtual tokens lead every row, and `packs` says whether each of several documents in it has them. `identity`: whether
+  the adapted model starts as the pretrained one. `stages` says which parameters wait, and until when: nothing is
+  differentiated for those, and neither `penalty` nor `adjust` sees them. `rates(name)` is a factor of a parameter's
+  learning rate. `source` is the folder of a finished run on the same base: `flat` then holds for `prepare` how far each
+  pretrained parameter moved there, as `moved/<name>`.
   """
 
   model: Model
@@ -79,6 +80,7 @@ class Method:
   penalty: Callable[[Params], jax.Array] | None = None
   adjust: Callable[[int], Adjust] | None = None
   tokens: int = 0
+  packs: bool = True
   identity: bool = True
   stages: Stages | None = None
   rates: Callable[[str], float] | None = None

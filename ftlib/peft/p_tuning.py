@@ -109,6 +109,7 @@ def build(config: Config, model: Model) -> Method:
     kind=Prompt,
     also=config.also,
     tokens=config.length,
+    packs=False,
     identity=False,
   )
 

@@ -68,6 +68,7 @@ def build(config: Config, model: Model) -> Method:
     kind=Prompt,
     also=config.also,
     tokens=config.length,
+    packs=False,
     identity=False,
     prepare=None if config.init == 'random' else prepare,
   )

@@ -73,6 +73,7 @@ def together(builds: Mapping[str, Callable[[Model], Method]], model: Model) -> M
     penalty=_penalty(parts) if penalties else None,
     adjust=(lambda steps: _adjusting(parts, steps)) if adjusts else None,
     tokens=sum(m.tokens for m in methods),
+    packs=all(m.packs for m in methods),
     source=next((m.source for m in methods if m.source), ''),
     identity=all(m.identity for m in methods),
     rates=_rates(parts) if any(m.rates for m in methods) else None,

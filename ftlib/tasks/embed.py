@@ -1,7 +1,8 @@
 """How alike two texts are, by the angle between their vectors (bi-encoder): each text is read by itself, so vectors can
 be stored and searched. The cosine is trained toward the score; `similarity.py` reads both texts together instead.
 
-The two texts stand in one row of a batch, as its documents 1 and 2, which do not see each other.
+The two texts stand in one row of a batch, as its documents 1 and 2, which do not see each other. Scores of two values
+(the same or not) are judged as classes too: the higher one's ROC AUC and average precision by the cosine.
 """
 
 from __future__ import annotations
@@ -56,7 +57,9 @@ def build(config: Config, *, train: Sequence[Mapping[str, Any]] | None, known: l
       f'task.lowest={low:g} and task.highest={high:g}: there is nothing between them to tell apart; by default they '
       f'are the lowest and the highest "{config.label}" of the training rows'
     )
-  return Embed(config, (low, high), head=Head('embed', 0, config.pooling, documents=2))
+  binary = len(set(scores)) == 2
+  metric = 'average_precision' if binary else 'spearman'
+  return Embed(config, (low, high), metric=metric, head=Head('embed', 0, config.pooling, documents=2), binary=binary)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,7 +83,10 @@ class Pairs:
 
 @dataclasses.dataclass(frozen=True)
 class Embed(Pairs):
-  """The task; see `ftlib/tasks/task.py`. `span`: the scores that stand for the least and the greatest cosine."""
+  """The task; see `ftlib/tasks/task.py`. `span`: the scores that stand for the least and the greatest cosine; `binary`:
+  whether training has two scores alone."""
+
+  binary: bool = False
 
   @property
   def about(self) -> str:
@@ -89,7 +95,7 @@ class Embed(Pairs):
 
   @property
   def metric_names(self) -> dict[str, bool]:
-    return metrics.REGRESSION
+    return metrics.REGRESSION | (metrics.RANKING if self.binary else {})
 
   def examples(self, rows: Sequence[Mapping[str, Any]], tokenizer: Any, *, limit: int) -> Examples:
     """With `labels`, the scores, and `cosines` that stand for them, float32 [N]. `limit` is that of each text."""
@@ -104,12 +110,17 @@ class Embed(Pairs):
     return {'cosine': cosine(outputs.pooled)}
 
   def metrics(self, examples: Examples, predictions: Mapping[str, np.ndarray]) -> dict[str, Any]:
-    """Of the cosines as scores; correlations do not depend on the span."""
-    return metrics.regression(examples.extra['labels'], self._scores(predictions['cosine']))
+    """Of the cosines as scores; correlations and ranks do not depend on the span."""
+    labels, scores = examples.extra['labels'], self._scores(predictions['cosine'])
+    ranking = metrics.ranking(self._positive(labels), scores) if self.binary else {}
+    return metrics.regression(labels, scores) | ranking
 
   def resampled(self, examples: Examples, predictions: Mapping[str, np.ndarray]) -> counted.Counted:
     """The scalars of `metrics` over rows that stand there so many times."""
-    return counted.regression(examples.extra['labels'], self._scores(predictions['cosine']))
+    labels, scores = examples.extra['labels'], self._scores(predictions['cosine'])
+    parts = [counted.regression(labels, scores)]
+    parts += [counted.ranking(self._positive(labels), scores)] if self.binary else []
+    return lambda counts: {name: value for part in parts for name, value in part(counts).items()}
 
   def records(self, rows: Sequence[Mapping[str, Any]], predictions: Mapping[str, np.ndarray]) -> Iterator[dict]:
     c, cosines = self.config, predictions['cosine']
@@ -122,6 +133,10 @@ class Embed(Pairs):
         'text': row[c.text],
         'pair': row[c.pair],
       }
+
+  def _positive(self, labels: np.ndarray) -> np.ndarray:
+    """Which rows have the higher score."""
+    return labels > sum(self.span) / 2
 
   def _scores(self, cosines: np.ndarray) -> np.ndarray:
     """Cosines as scores."""

@@ -58,6 +58,18 @@ def test_subsets_are_fixed_and_apart(methods, args, tmp_path, judge_by):
   assert not {*texts(one / 'train.jsonl')} & {*texts(one / 'validation.jsonl')}
 
 
+def test_labels_of_pairs_are_scores(methods, args, tmp_path):
+  (args.data / 'mrpc').mkdir()
+  for split in ('train', 'validation'):
+    lines = [json.dumps({'text': str(i), 'label': ('paraphrase', 'not_paraphrase')[i % 2]}) for i in range(50)]
+    (args.data / 'mrpc' / f'{split}.jsonl').write_text('\n'.join(lines) + '\n')
+  folder = methods.subset(args, 'mrpc', tmp_path)
+  for split, count in (('train', 40), ('validation', 20)):
+    rows = [json.loads(line) for line in (folder / f'{split}.jsonl').read_text().splitlines()]
+    assert len(rows) == count
+    assert all(r['score'] == (r['label'] == 'paraphrase') for r in rows)
+
+
 def row(method, library, scores, data='sst2', **more):
   peft = {'peft': {'peft_type': 'LORA'}, 'learning_rate': 1e-3} if library == 'ftlib' else {}
   numbers = {'scores': scores, 'trainable': 10, 'row_seconds': 1.0, 'metric': 'accuracy'}
@@ -112,11 +124,15 @@ def test_what_is_there_is_not_measured_again(methods, args, monkeypatch):
   data = {n: {**methods.DATA[n], 'path': n} for n in ('sst2', 'stsb')}
   methods.quality(args, data)
   assert [what for what, _ in calls] == ['lora (quality)', 'lora (PEFT)', 'full (quality)', 'full (PEFT)']
-  assert [j['regression'] for j in calls[1][1]['jobs']] == [False, True]
+  assert [j['embed'] for j in calls[1][1]['jobs']] == [False, True]
   assert all(j['learning_rate'] == 1e-3 for j in calls[1][1]['jobs'])
   calls.clear()
   methods.quality(args, data)  # of full, PEFT's second row lacks
   assert [(what, [j['name'] for j in job['jobs']]) for what, job in calls] == [('full (PEFT)', ['stsb'])]
+  calls.clear()
+  args.methods = 'head'  # pairs have none
+  methods.quality(args, data)
+  assert [list(job['data']) for _, job in calls if 'data' in job] == [['sst2']]
   calls.clear()
   args.again, args.methods = True, 'full'
   methods.quality(args, data)

@@ -48,15 +48,17 @@ def test_scores():
   rng = np.random.default_rng(0)
   x = np.round(rng.normal(size=50), 1)
   y = np.round(x + rng.normal(size=50), 1)
-  fn = counted.regression(x, y)
+  fn, ranked = counted.regression(x, y), counted.ranking(x > 0, y)
   assert fn(np.ones(50, int)).keys() == metrics.REGRESSION.keys()
   for seed in range(4):
     counts = np.random.default_rng(seed).integers(0, 3, 50)
     rows = np.repeat(np.arange(50), counts)
     same(fn(counts), metrics.regression(x[rows], y[rows]))
+    same(ranked(counts), metrics.ranking(x[rows] > 0, y[rows]))
   one = np.zeros(50, int)
   one[7] = 3
   assert fn(one)['pearson'] == fn(one)['spearman'] == 0.0
+  assert ranked(one) == metrics.ranking(x[[7]] > 0, y[[7]]) == dict.fromkeys(metrics.RANKING)
 
 
 def test_sums():

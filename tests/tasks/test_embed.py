@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 
 import jax
 import numpy as np
@@ -28,8 +29,8 @@ def data(tmp_path_factory):
 
 @pytest.fixture(scope='module')
 def config(tiny_bert, data):
-  def make(task='embed', **values):
-    c = recipe.recipe(task=task, method='lora', optim='adamw')
+  def make(task='embed', method='lora', **values):
+    c = recipe.recipe(task=task, method=method, optim='adamw')
     small = tiny.config(tiny_bert, data, train__steps=2, train__eval_every=2)
     for section in ('model', 'data', 'train', 'mesh', 'checkpoint'):
       c[section] = small[section]
@@ -41,8 +42,9 @@ def config(tiny_bert, data):
   return make
 
 
-def test_each_text_is_as_by_itself(config):
-  built = run.build(config())
+@pytest.mark.parametrize('method', ['lora', 'prefix', 'p_tuning_v2'])
+def test_each_text_is_as_by_itself(config, method):
+  built = run.build(config(method=method))
   own, frozen = built.load()
   assert not [n for n in built.info if n.startswith(('head/', 'pooler/'))]
   there, apply = built.examples['validation'], jax.jit(built.method.model.apply)
@@ -56,6 +58,12 @@ def test_each_text_is_as_by_itself(config):
     np.testing.assert_allclose(together[i // 2, i % 2], x[real].mean(0), atol=2e-5)
 
 
+@pytest.mark.parametrize('method', ['prompt', 'bitfit+prompt'])
+def test_a_prompt_that_the_first_text_alone_would_have_is_refused(config, method):
+  with pytest.raises(InputError, match=rf'20 virtual tokens of method\.name={re.escape(method)} .* first alone'):
+    run.build(config(method=method))
+
+
 def test_scores_and_cosines(config):
   built = run.build(config(task__opposites=True, task__highest=10.0))
   found = built.examples['validation'].extra
@@ -67,6 +75,26 @@ def test_scores_and_cosines(config):
   assert {'cosine', 'prediction', 'label', 'text', 'pair'} <= set(records[0])
   with pytest.raises(InputError, match=r'lowest=5 and task\.highest=5'):
     embed.build(embed.Config(lowest=5.0), train=[{'score': 5.0}], known=None)
+
+
+def test_two_scores_are_judged_as_classes_too():
+  """Paraphrases or not: the higher of two scores is the class that is looked for, whatever the numbers are."""
+  rows = [{'score': s} for s in (3.0, 1.0, 3.0)]
+  task = embed.build(embed.Config(), train=rows, known=None)
+  there = batches.Examples(None, {'labels': np.array([3, 1, 3, 1], np.float32)})
+  got = task.metrics(there, {'cosine': np.array([0.9, 0.5, 0.4, 0.2], np.float32)})
+  assert set(got) == set(task.metric_names)
+  assert task.metric == 'average_precision'
+  assert got['roc_auc'] == pytest.approx(3 / 4)  # 3 of 4 pairs in order
+  assert got['average_precision'] == pytest.approx((1 + 2 / 3) / 2)
+  found = task.resampled(there, {'cosine': np.array([0.9, 0.5, 0.4, 0.2], np.float32)})(np.array([1, 0, 1, 1]))
+  assert found['roc_auc'] == 1.0
+  assert found.keys() == got.keys()
+  one_sided = task.metrics(batches.Examples(None, {'labels': np.full(2, 3.0)}), {'cosine': np.array([0.1, 0.2])})
+  assert one_sided['roc_auc'] is None
+  graded = embed.build(embed.Config(), train=[*rows, {'score': 2.0}], known=None)
+  assert graded.metric == 'spearman'
+  assert 'roc_auc' not in graded.metric_names
 
 
 def test_ranks_by_hand():

@@ -17,6 +17,7 @@ from ftlib.base.errors import InputError
 from ftlib.data import batches, packing
 from ftlib.train.step import make_train_step
 from tests import tiny
+from tests.tasks import alike
 
 WINDOW = 64
 
@@ -70,8 +71,10 @@ def test_no_head_is_looked_for(config):
   assert '^head/' not in json.dumps(both.to_dict())
 
 
-def test_packed_rows_have_the_loss_of_padded_ones(built):
-  """The same documents, packed and each a row of its own."""
+@pytest.mark.parametrize('method', ['lora', 'prefix'])
+def test_packed_rows_have_the_loss_of_padded_ones(config, built, method):
+  """The same documents, packed and each a row of its own; every document sees a prefix."""
+  built = built if method == 'lora' else run.build(config(method=method, train__packing=True))
   own, frozen = built.load()
   train = built.examples['train']
   assert train.packs
@@ -196,17 +199,9 @@ def test_it_trains_and_is_evaluated(config, task, tmp_path, capsys):
 
 
 def test_padding_and_order_do_not_change_a_prediction(built):
-  own, frozen = built.load()
-  examples = built.examples['validation']
-
-  def find(numbers, size, edge):
-    batch = batches.collate(examples, numbers, size=size, edges=(edge,), pad_id=0)
-    return {n: np.asarray(x)[: len(numbers)] for n, x in built.eval_step(own, frozen, batch)[1].items()}
-
-  longest = int(examples.lengths.max())
-  tight, wide = find([*range(16)], 16, longest), find([*range(16)][::-1], 19, longest + 5)
+  tight, wide = alike.tight_and_wide(built)
   for name, values in tight.items():
-    np.testing.assert_allclose(wide[name][::-1], values, rtol=1e-5, atol=2e-5, err_msg=name)
+    np.testing.assert_allclose(wide[name], values, rtol=1e-5, atol=2e-5, err_msg=name)
 
 
 def test_preview_shows_the_answers(built):

@@ -124,6 +124,7 @@ class Run:
     if self.method.prepare is not None and not all(map(given, filter(added, mine))):
       flat = trees.flatten(stack.unstack(trees.join(own, frozen)))
       flat |= adapter.moved(self.method.source, self.method.model, self.base, self.match)
+      flat['text'] = tokens.ids_of(self.tokenizer, self.method.text)
       new = self.method.prepare(flat, functools.partial(self.gradient, own, frozen))
       own = self._stacked(trees.unflatten({**mine, **{n: x for n, x in new.items() if not given(n)}}))
     return jax.jit(self._create, out_shardings=self.state_shardings)(*trees.split(own, self.train_info.__contains__))

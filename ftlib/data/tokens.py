@@ -120,6 +120,14 @@ def _call(tokenizer: Any, a: list[str], b: list[str] | None, **options: Any) -> 
   return {k: list(v) for k, v in out.items() if k in ('input_ids', 'token_type_ids')}
 
 
+def ids_of(tokenizer: Any, text: str) -> np.ndarray:
+  """The token ids of one text by itself, int32 [N], without special tokens. Raises `InputError` where it has none."""
+  (ids,) = _call(tokenizer, [text], None, add_special_tokens=False)['input_ids']
+  if text and not ids:
+    raise InputError(f'{text!r}: the tokenizer makes no token of this text')
+  return np.array(ids, np.int32)
+
+
 def frame(tokenizer: Any) -> tuple[list[int], int]:
   """(the ids that the tokenizer puts in front of a text, that of the token which ends one). Raises `InputError`."""
   if tokenizer.eos_token_id is None:

@@ -69,7 +69,7 @@ class Method:
   the adapted model starts as the pretrained one. `stages` says which parameters wait, and until when: nothing is
   differentiated for those, and neither `penalty` nor `adjust` sees them. `rates(name)` is a factor of a parameter's
   learning rate. `source` is the folder of a finished run on the same base: `flat` then holds for `prepare` how far each
-  pretrained parameter moved there, as `moved/<name>`.
+  pretrained parameter moved there, as `moved/<name>`; and as `text` the token ids of `text`.
   """
 
   model: Model
@@ -85,6 +85,7 @@ class Method:
   stages: Stages | None = None
   rates: Callable[[str], float] | None = None
   source: str = ''
+  text: str = ''
 
   def stage(self, name: str) -> int:
     """In which stage a parameter, by its layer's own name, begins to train."""

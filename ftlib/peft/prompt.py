@@ -2,8 +2,9 @@
 
 The vectors are of the row's first segment at the positions 0 to P - 1, and a 'cls' head reads the first of them, all as
 in PEFT; rows are cut to what the positions then leave. In a packed row the first document alone sees them. They start
-at random, or as rows of the token table: `ids` (a text's or the class labels', repeated or cut to P) or `vocab` (the
-paper's sampled vocabulary). The adapted model does not start as the pretrained one. Trainable: P * embed.
+at random, or as rows of the token table: those of a `text` (an instruction, the names of the classes; repeated or cut
+to P), or drawn from the `vocab` (the paper's sampled vocabulary). The adapted model does not start as the pretrained
+one. Trainable: P * embed.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -32,12 +33,12 @@ PEFT_TYPE, TENSOR = 'PROMPT_TUNING', 'prompt_embeddings'
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-  """`length` is P. `init_ids`: token ids such as '2307,6659', for init='ids'; `init_vocab`: the ids 'first:stop' to
-  draw from for init='vocab', by default all; `std` is that of init='random'; `also`: base parameters to train too."""
+  """`length` is P. `init_text`: for init='text', without special tokens; `init_vocab`: the ids 'first:stop' to draw
+  from for init='vocab', by default all; `std` is that of init='random'; `also`: base parameters to train too."""
 
   length: int = setting(20, low=1)
-  init: str = setting('random', choices=('random', 'ids', 'vocab'))
-  init_ids: str = ''
+  init: str = setting('random', choices=('random', 'text', 'vocab'))
+  init_text: str = ''
   init_vocab: str = ''
   std: float = setting(0.02, above=0)
   also: str = '^head/'
@@ -56,10 +57,20 @@ class Vectors(Adapter):
 def build(config: Config, model: Model) -> Method:
   """A prompt of `length` vectors."""
   check_length(config.length, model)
-  choose = _chooser(config, model.config.vocab)
+  for field, kind in (('init_text', 'text'), ('init_vocab', 'vocab')):
+    if getattr(config, field) and config.init != kind:
+      raise InputError(f"method.{field} is of use with method.init='{kind}' alone; init is {config.init!r}")
+  if config.init == 'text' and not config.init_text.strip():
+    raise InputError("method.init='text' wants method.init_text: an instruction, or the names of the classes")
+  first, stop = _range(config.init_vocab, model.config.vocab) if config.init_vocab else (0, model.config.vocab)
 
   def prepare(flat: Flat, gradient: Any) -> Flat:
-    return {NAME: flat[TABLE][choose(flat[NAME])].astype(np.float32)}
+    if config.init == 'text':
+      ids = list(itertools.islice(itertools.cycle(flat['text'].tolist()), config.length))
+    else:
+      rng = np.random.default_rng(zlib.crc32(np.asarray(flat[NAME], np.float32).tobytes()))  # goes by the run's seed
+      ids = rng.choice(np.arange(first, stop), config.length, replace=config.length > stop - first)
+    return {NAME: flat[TABLE][np.array(ids)].astype(np.float32)}
 
   return adapt(
     model,
@@ -71,6 +82,7 @@ def build(config: Config, model: Model) -> Method:
     packs=False,
     identity=False,
     prepare=None if config.init == 'random' else prepare,
+    text=config.init_text,
   )
 
 
@@ -83,38 +95,11 @@ def check_length(length: int, model: Model) -> None:
     )
 
 
-def _chooser(config: Config, vocab: int) -> Callable[[Any], np.ndarray]:
-  """The function that gives the token ids of the P first vectors from their random starting values."""
-  for field, kind in (('init_ids', 'ids'), ('init_vocab', 'vocab')):
-    if getattr(config, field) and config.init != kind:
-      raise InputError(f"method.{field} is of use with method.init='{kind}' alone; init is {config.init!r}")
-  if config.init == 'ids':
-    ids = _numbers(config.init_ids, ',', 'init_ids', "token ids such as '2307,6659'")
-    if not 0 <= min(ids) <= max(ids) < vocab:
-      raise InputError(f'method.init_ids={config.init_ids!r}: the model has the token ids 0 to {vocab - 1}')
-    return lambda start: np.array(list(itertools.islice(itertools.cycle(ids), config.length)))
-  first, stop = _range(config.init_vocab, vocab) if config.init_vocab else (0, vocab)
-
-  def draw(start: Any) -> np.ndarray:
-    rng = np.random.default_rng(zlib.crc32(np.asarray(start, np.float32).tobytes()))  # so it goes by the run's seed
-    return rng.choice(np.arange(first, stop), config.length, replace=config.length > stop - first)
-
-  return draw
-
-
 def _range(text: str, vocab: int) -> tuple[int, int]:
-  wanted = f"a range 'first:stop' of the token ids 0 to {vocab}"
-  numbers = _numbers(text, ':', 'init_vocab', wanted)
-  if len(numbers) != 2 or not 0 <= numbers[0] < numbers[1] <= vocab:
-    raise InputError(f'method.init_vocab={text!r} is not {wanted}')
-  return numbers[0], numbers[1]
-
-
-def _numbers(text: str, mark: str, field: str, wanted: str) -> list[int]:
-  try:
-    return [int(x) for x in text.split(mark)]
-  except ValueError as e:
-    raise InputError(f'method.{field}={text!r}: wanted {wanted}') from e
+  first, _, stop = text.partition(':')
+  if not (first.isdecimal() and stop.isdecimal() and int(first) < int(stop) <= vocab):
+    raise InputError(f"method.init_vocab={text!r} is not a range 'first:stop' of the token ids 0 to {vocab}")
+  return int(first), int(stop)
 
 
 def peft_config(config: Config) -> dict[str, Any]:

@@ -75,6 +75,7 @@ def together(builds: Mapping[str, Callable[[Model], Method]], model: Model) -> M
     tokens=sum(m.tokens for m in methods),
     packs=all(m.packs for m in methods),
     source=next((m.source for m in methods if m.source), ''),
+    text=next((m.text for m in methods if m.text), ''),
     identity=all(m.identity for m in methods),
     rates=_rates(parts) if any(m.rates for m in methods) else None,
   )

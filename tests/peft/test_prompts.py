@@ -255,18 +255,18 @@ def test_the_first_document_of_a_packed_row_sees_the_prompt(plain):
 # How a prompt starts.
 
 
-def prepared(plain, seed=0, **values):
+def prepared(plain, seed=0, text=(), **values):
   method = prompt.build(prompt.Config(length=P, **values), plain)
   flat = random_values(method.model, seed)
-  got = method.prepare(flat, None)
+  got = method.prepare({**flat, 'text': np.array(text)}, None)
   assert list(got) == [prompt.NAME]
   return flat[TABLE], got[prompt.NAME]
 
 
-def test_a_prompt_starts_as_the_vectors_of_named_tokens(plain):
-  table, got = prepared(plain, init='ids', init_ids='9, 3,60')
+def test_a_prompt_starts_as_the_vectors_of_a_text(plain):
+  table, got = prepared(plain, init='text', init_text='good or bad', text=[9, 3, 60])
   assert_array_equal(got, table[[9, 3, 60, 9, 3]])
-  table, got = prepared(plain, init='ids', init_ids='1,2,3,4,5,6,7')
+  table, got = prepared(plain, init='text', init_text='a text that is longer', text=range(1, 8))
   assert_array_equal(got, table[[1, 2, 3, 4, 5]])
 
 
@@ -288,18 +288,31 @@ def test_a_run_starts_with_drawn_tokens(config):
   assert all((np.asarray(table) == x).all(1).any() for x in got)
 
 
+def test_a_run_starts_with_its_text(config):
+  c = config(method='bitfit+prompt')
+  c.method.prompt.update(init='text', init_text='great awful', length=3)
+  r = run.build(c)
+  own, frozen = r.load()
+  good, bad = r.tokenizer.convert_tokens_to_ids(['great', 'awful'])
+  assert r.tokenizer.unk_token_id not in (good, bad)
+  table = np.asarray(trees.flatten(frozen)[TABLE])
+  assert_array_equal(trees.flatten(r.start(own, frozen).trainable)[prompt.NAME], table[[good, bad, good]])
+  odd = run.build(config(method='prompt', method__init='text', method__init_text='\u200b'))
+  params = odd.load()
+  with pytest.raises(InputError, match='makes no token of this text'):
+    odd.start(*params)
+
+
 @pytest.mark.parametrize(
   ('values', 'words'),
   [
-    ({'init': 'ids'}, "method.init_ids='': wanted token ids"),
-    ({'init': 'ids', 'init_ids': '3,64'}, 'the model has the token ids 0 to 63'),
-    ({'init': 'ids', 'init_ids': '-1'}, 'the model has the token ids 0 to 63'),
-    ({'init_ids': '3'}, "of use with method.init='ids' alone"),
-    ({'init': 'ids', 'init_ids': '3', 'init_vocab': '0:3'}, "of use with method.init='vocab' alone"),
+    ({'init': 'text', 'init_text': ' '}, 'wants method.init_text'),
+    ({'init_text': 'good'}, "of use with method.init='text' alone"),
+    ({'init': 'text', 'init_text': 'good', 'init_vocab': '0:3'}, "of use with method.init='vocab' alone"),
     ({'init': 'vocab', 'init_vocab': '5:5'}, "'5:5' is not a range"),
     ({'init': 'vocab', 'init_vocab': '5:65'}, "'5:65' is not a range"),
     ({'init': 'vocab', 'init_vocab': '5'}, "'5' is not a range"),
-    ({'init': 'vocab', 'init_vocab': 'a:b'}, 'wanted a range'),
+    ({'init': 'vocab', 'init_vocab': 'a:b'}, "'a:b' is not a range"),
   ],
 )
 def test_starts_that_cannot_be(plain, values, words):

@@ -167,7 +167,7 @@ def test_it_is_trained_resumed_and_evaluated(tiny_bert, toy_data, tmp_path):
 
 def test_every_field_of_a_method_is_composed():
   """One that is added must be thought of in `together`."""
-  fields = 'model trains shown merge prepare penalty adjust tokens packs identity source stages rates'
+  fields = 'model trains shown merge prepare penalty adjust tokens packs identity source text stages rates'
   assert {f.name for f in dataclasses.fields(Method)} == set(fields.split())
 
 

@@ -38,7 +38,8 @@ def mean_gradient(
     got = jax.grad(loss)(chosen, batch)
     return jax.tree.map(lambda t, g: t + (jnp.square(g) if squared else g), total, got)
 
-  step, total, count = jax.jit(add), jax.tree.map(jnp.zeros_like, chosen), 0
+  step = jax.jit(add, donate_argnums=0)  # or every batch that is under way would have sums of its own
+  total, count = jax.tree.map(jnp.zeros_like, chosen), 0
   for batch in batches:
     total, count = step(total, batch), count + 1
   return trees.flatten(jax.tree.map(lambda x: x / max(count, 1), total))

@@ -6,10 +6,11 @@ import shutil
 import numpy as np
 import pytest
 
-from ftlib import fine_tune, judge, recipe, reference
+from ftlib import fine_tune, generate, judge, recipe, reference
 from ftlib import run as runs
 from ftlib.base import trees
 from ftlib.base.errors import InputError, Stopped
+from ftlib.generation.settings import Settings
 from ftlib.models import stack
 from tests import tiny
 
@@ -98,6 +99,18 @@ def test_eval_and_its_records(dpo, tmp_path):
   assert {r['prediction'] for r in records} <= {'chosen', 'rejected'}
   stored = json.loads((where / 'eval' / 'test.json').read_text())['metrics']
   assert stored['accuracy'] == np.mean([r['margin'] > 0 for r in records])
+
+
+def test_it_is_asked_as_it_was_trained(dpo, make):
+  """The prompt of a raw question is what stands before the answers of a pair; the instruction template is not used."""
+  speaker = generate.of_run(str(dpo), Settings(max_new_tokens=4))
+  row = rows(48, 0)[7]
+  (prompt,) = speaker.prompts([{'prompt': row['prompt']}], 'prompt')
+  found = runs.build(make()).examples['train'].tokens
+  pair = [found.ids[found.offsets[i] : found.offsets[i + 1]] for i in (14, 15)]
+  assert all(ids[: len(prompt)].tolist() == prompt for ids in pair)
+  assert speaker.tokenizer.decode(pair[0][len(prompt) :], skip_special_tokens=True).strip() == row['chosen']
+  assert len(speaker.generator.generate([prompt])[0][0].tokens) <= 4
 
 
 def test_the_reference_is_the_starting_model(dpo, make, tmp_path):

@@ -208,6 +208,14 @@ def test_one_compile_for_a_shape(generator):
   assert g._start._cache_size() == 2
 
 
+def test_beams_compile_once_for_a_shape(generator):
+  g = generator(max_new_tokens=4, batch_size=2, num_beams=2)
+  g.generate([g.encode('a' * n) for n in (1, 9, 16)])
+  assert g._search._cache_size() == 1
+  g.using(g.params).generate([g.encode('b' * 17)])
+  assert g._search._cache_size() == 2
+
+
 def test_buckets():
   sizes = [bucket(n) for n in range(1, 2000)]
   assert sizes == sorted(sizes)

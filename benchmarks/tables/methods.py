@@ -19,7 +19,7 @@ edge of the grid a further x3 or x1/3 is tried, until there are six. PEFT gets t
 
 What is measured is kept at once in benchmarks/results/methods.jsonl (methods_costs.jsonl, methods_rates.jsonl), and not
 measured again: a command can be stopped and goes on. `--again` forgets what it is about to measure. The table in
-Markdown is printed and written to methods.md and between the markers of README.md (`--table`: only that).
+Markdown is printed and written between the markers of README.md (`--table`: only that).
 """
 
 from __future__ import annotations
@@ -73,7 +73,6 @@ def main() -> None:
     elif not args.table:
       quality(args, data)
   table = render(stored(args, 'methods'), stored(args, 'methods_costs'))
-  (args.results / 'methods.md').write_text(table)
   table_parts.between(args.readme, 'methods', table)
   print(table)
 

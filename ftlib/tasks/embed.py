@@ -57,9 +57,9 @@ def build(config: Config, *, train: Sequence[Mapping[str, Any]] | None, known: l
       f'task.lowest={low:g} and task.highest={high:g}: there is nothing between them to tell apart; by default they '
       f'are the lowest and the highest "{config.label}" of the training rows'
     )
-  binary = len(set(scores)) == 2
-  metric = 'average_precision' if binary else 'spearman'
-  return Embed(config, (low, high), metric=metric, head=Head('embed', 0, config.pooling, documents=2), binary=binary)
+  between = sum(set(scores)) / 2 if len(set(scores)) == 2 else None
+  metric = 'spearman' if between is None else 'average_precision'
+  return Embed(config, (low, high), metric=metric, head=Head('embed', 0, config.pooling, documents=2), between=between)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,10 +83,10 @@ class Pairs:
 
 @dataclasses.dataclass(frozen=True)
 class Embed(Pairs):
-  """The task; see `ftlib/tasks/task.py`. `span`: the scores that stand for the least and the greatest cosine; `binary`:
-  whether training has two scores alone."""
+  """The task; see `ftlib/tasks/task.py`. `span`: the scores that stand for the least and the greatest cosine.
+  `between`: the middle of the two scores that training has, None where it has more."""
 
-  binary: bool = False
+  between: float | None = None
 
   @property
   def about(self) -> str:
@@ -95,7 +95,7 @@ class Embed(Pairs):
 
   @property
   def metric_names(self) -> dict[str, bool]:
-    return metrics.REGRESSION | (metrics.RANKING if self.binary else {})
+    return metrics.REGRESSION | ({} if self.between is None else metrics.RANKING)
 
   def examples(self, rows: Sequence[Mapping[str, Any]], tokenizer: Any, *, limit: int) -> Examples:
     """With `labels`, the scores, and `cosines` that stand for them, float32 [N]. `limit` is that of each text."""
@@ -112,14 +112,14 @@ class Embed(Pairs):
   def metrics(self, examples: Examples, predictions: Mapping[str, np.ndarray]) -> dict[str, Any]:
     """Of the cosines as scores; correlations and ranks do not depend on the span."""
     labels, scores = examples.extra['labels'], self._scores(predictions['cosine'])
-    ranking = metrics.ranking(self._positive(labels), scores) if self.binary else {}
+    ranking = {} if self.between is None else metrics.ranking(labels > self.between, scores)
     return metrics.regression(labels, scores) | ranking
 
   def resampled(self, examples: Examples, predictions: Mapping[str, np.ndarray]) -> counted.Counted:
     """The scalars of `metrics` over rows that stand there so many times."""
     labels, scores = examples.extra['labels'], self._scores(predictions['cosine'])
     parts = [counted.regression(labels, scores)]
-    parts += [counted.ranking(self._positive(labels), scores)] if self.binary else []
+    parts += [] if self.between is None else [counted.ranking(labels > self.between, scores)]
     return lambda counts: {name: value for part in parts for name, value in part(counts).items()}
 
   def records(self, rows: Sequence[Mapping[str, Any]], predictions: Mapping[str, np.ndarray]) -> Iterator[dict]:
@@ -133,10 +133,6 @@ class Embed(Pairs):
         'text': row[c.text],
         'pair': row[c.pair],
       }
-
-  def _positive(self, labels: np.ndarray) -> np.ndarray:
-    """Which rows have the higher score."""
-    return labels > sum(self.span) / 2
 
   def _scores(self, cosines: np.ndarray) -> np.ndarray:
     """Cosines as scores."""

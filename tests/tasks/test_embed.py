@@ -90,6 +90,8 @@ def test_two_scores_are_judged_as_classes_too():
   found = task.resampled(there, {'cosine': np.array([0.9, 0.5, 0.4, 0.2], np.float32)})(np.array([1, 0, 1, 1]))
   assert found['roc_auc'] == 1.0
   assert found.keys() == got.keys()
+  wide = embed.build(embed.Config(lowest=-9.0, highest=90.0), train=rows, known=None)
+  assert wide.metrics(there, {'cosine': np.array([0.9, 0.5, 0.4, 0.2], np.float32)})['roc_auc'] == got['roc_auc']
   one_sided = task.metrics(batches.Examples(None, {'labels': np.full(2, 3.0)}), {'cosine': np.array([0.1, 0.2])})
   assert one_sided['roc_auc'] is None
   graded = embed.build(embed.Config(), train=[*rows, {'score': 2.0}], known=None)

@@ -23,7 +23,13 @@ from ftlib.models.model import Model
 from ftlib.peft.method import added
 
 VERSION = '0.21.2'  # of PEFT, whose format this is
-TASKS = {'classify': 'SEQ_CLS', 'lm': 'CAUSAL_LM', 'tag': 'TOKEN_CLS', 'span': 'QUESTION_ANS'}  # by the model's head
+TASKS = {  # by the model's head
+  'classify': 'SEQ_CLS',
+  'lm': 'CAUSAL_LM',
+  'tag': 'TOKEN_CLS',
+  'span': 'QUESTION_ANS',
+  'embed': 'FEATURE_EXTRACTION',
+}
 _HEADS = {  # what PEFT saves of every model for a task besides `modules_to_save`
   'SEQ_CLS': ('classifier', 'score'),
   'TOKEN_CLS': ('classifier', 'score'),
@@ -70,9 +76,18 @@ def heads_of(values: Mapping[str, Any]) -> tuple[str, ...]:
   return _HEADS.get(values.get('task_type'), ())
 
 
+def torch_names(model: Model) -> dict[str, str]:
+  """{parameter of the base: its name in the Hugging Face model}; without a head that is AutoModel, whose names lack the
+  first part ('bert.')."""
+  names = model.hf_names()
+  if task_of(model) != TASKS['embed']:
+    return names
+  return {n: h.partition('.')[2] for n, h in names.items()}
+
+
 def torch_modules(model: Model) -> dict[str, str]:
   """{our module: its name in the Hugging Face model}."""
-  return {n.rpartition('/')[0]: h.rpartition('.')[0] for n, h in model.hf_names().items()}
+  return {n.rpartition('/')[0]: h.rpartition('.')[0] for n, h in torch_names(model).items()}
 
 
 def covered(model: Model, ends: Sequence[str]) -> tuple[str, ...]:
@@ -83,7 +98,7 @@ def covered(model: Model, ends: Sequence[str]) -> tuple[str, ...]:
     path = name.split('.')[:-1]
     return any('.'.join(path[:i]).endswith(tuple(ends)) for i in range(1, len(path) + 1))
 
-  return tuple(n for n, h in model.hf_names().items() if inside(h))
+  return tuple(n for n, h in torch_names(model).items() if inside(h))
 
 
 def copied(module: ModuleType, config: Any, model: Model, save: Sequence[str]) -> tuple[str, ...]:

@@ -87,7 +87,7 @@ class Form:
 
   def key(self, name: str) -> str:
     """What a base parameter is called in the file."""
-    module, _, leaf = self.model.hf_names()[name].rpartition('.')
+    module, _, leaf = peft_config.torch_names(self.model)[name].rpartition('.')
     return self.prefix + '.'.join([module, *([self.module.COPY] if name in self.copied else []), leaf])
 
   @functools.cached_property

@@ -193,15 +193,15 @@ def recipe(*, task: str, method: str, optim: str, objective: str = '', seed: int
   for name, component in names.items():
     config[name] = component_section(name, component)
   if getattr(task_module, 'HEADLESS', False):
-    _without_head(config.method)
+    without_head(config.method)
   return config
 
 
-def _without_head(section: config_dict.ConfigDict) -> None:
+def without_head(section: config_dict.ConfigDict) -> None:
   """Empties `also` of a method, or of those it is put together of, where it means the new parameters of a head."""
   for name, value in section.items():
     if isinstance(value, config_dict.ConfigDict):
-      _without_head(value)
+      without_head(value)
     elif name == 'also' and value == '^head/':
       section[name] = ''
 

@@ -30,7 +30,7 @@ The recipe, all of it:
   does: the first step has rate 0.
 - Evaluation: the final weights on the whole of validation; no checkpoint is chosen. `f1` is that of the
   second label where there are two, as in GLUE, and the macro average otherwise; `f1_macro` is always the
-  latter. Of scores: `pearson`, `spearman`, `mse` and `mae`, and where there are two alone `roc_auc` of the higher.
+  latter. Of scores: `pearson`, `spearman`, `mse` and `mae`. `roc_auc` of the second of two labels or scores.
 """
 
 from __future__ import annotations
@@ -267,6 +267,7 @@ def evaluate(model: torch.nn.Module, rows: Rows, tokenizer, *, batch_size: int) 
   macro = metrics.f1_score(truth, guesses, average='macro')
   binary = model.config.num_labels == 2
   return {
+    **({'roc_auc': metrics.roc_auc_score(truth, logits[:, 1] - logits[:, 0])} if binary else {}),
     'accuracy': metrics.accuracy_score(truth, guesses),
     'f1': metrics.f1_score(truth, guesses) if binary else macro,
     'f1_macro': macro,

@@ -47,8 +47,8 @@ def config(method: str, data: dict[str, Any], *, seed: int = 0, rate: float | No
   c.task = recipe.component_section('task', data['task'], text=first, pair=second, label=data['label'])
   module = lookup.component('tasks', data['task'], field='task')
   c.objective = recipe.component_section('objective', module.OBJECTIVE)
-  if getattr(module, 'HEADLESS', False) and 'also' in c.method:
-    c.method.also = ''
+  if getattr(module, 'HEADLESS', False):
+    recipe.without_head(c.method)
   c.seed, c.train.epochs, c.train.batch_size = seed, float(data['epochs']), data['batch_size']
   c.train.max_length, c.train.buckets = data['max_length'], 2
   c.optim.learning_rate = rate or float(f'{c.optim.learning_rate * data.get("rate", 1):.2g}')
@@ -161,10 +161,6 @@ def peft_fields(method: str, run: runs.Run) -> dict[str, Any] | None:
     total = fields['total_step']
     fields |= {'total_step': run.steps, **{k: fields[k] * run.steps // total for k in ('tinit', 'tfinal')}}
   common = ('auto_mapping', 'base_model_name_or_path', 'inference_mode', 'modules_to_save', 'peft_version', 'revision')
-  if not run.task.head.classes:  # a model without a head has its modules' names without the prefix
-    prefix = run.base.family.PREFIX
-    bare = lambda x: [n.removeprefix(prefix) for n in x] if isinstance(x, list) else x  # noqa: E731
-    fields = {k: bare(v) for k, v in fields.items()}
   return {k: v for k, v in fields.items() if k not in common}
 
 

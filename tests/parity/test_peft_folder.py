@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from folders import batch_of, load
 from numpy.testing import assert_allclose
-from reference import CLASSES, TINY, inputs
+from reference import CLASSES, DECODERS, TINY, inputs
 
 from ftlib import export, fine_tune, peft_config, peft_folder
 from ftlib.base import lookup, settings, trees
@@ -46,8 +46,8 @@ def bases(tmp_path_factory):
 
     torch.set_num_threads(1)
     torch.manual_seed(0)
-    given = {k: v for k, v in TINY[case].items() if k != 'model_type'}
-    config = transformers.AutoConfig.for_model(TINY[case]['model_type'], **given, initializer_range=0.2)
+    given = dict({**TINY, **DECODERS}[case])
+    config = transformers.AutoConfig.for_model(given.pop('model_type'), **given, initializer_range=0.2)
     folder = tmp_path_factory.mktemp(case)
     transformers.AutoModel.from_config(config).save_pretrained(folder)
     return folder
@@ -55,9 +55,9 @@ def bases(tmp_path_factory):
   return make
 
 
-def adapted(folder, name, *, draw, **changes):
+def adapted(folder, name, *, draw, head=None, **changes):
   """A method on a base, with its random parameters: what a trained run is to the export."""
-  here = load(folder, Head('classify', CLASSES))
+  here = load(folder, head or Head('classify', CLASSES))
   module = lookup.component('peft', name, field='method.name')
   values = {k: v for k, v in {**SETTINGS.get(name, {}), **changes}.items() if v is not ...}
   config = settings.read(module.Config, values, where='method')
@@ -261,3 +261,35 @@ def test_a_trained_run_predicts_the_same_there(tmp_path, config, changes, reader
     logits = model(**tokenizer([r['text'] for r in records], padding=True, return_tensors='pt')).logits
   within = 0.02 if 'precision__compute' in changes else 1e-5
   assert_allclose(logits.softmax(-1).numpy(), [r['probabilities'] for r in records], rtol=0, atol=within)
+
+
+@pytest.mark.parametrize(
+  ('case', 'name'),
+  [
+    ('roberta', 'lora'),
+    ('roberta', 'prefix'),
+    ('distilbert', 'norm'),
+    ('llama', 'dora'),
+    ('gpt2', 'prefix'),
+    ('gpt2', 'norm'),
+  ],
+)
+def test_vectors_are_the_same_there(tmp_path, bases, case, name):
+  """A model without a head is AutoModel there, whose names lack 'roberta.'."""
+  import peft
+  import torch
+  import transformers
+
+  ours = adapted(bases(case), name, draw=1, head=Head('embed', 0, 'mean'), also='')
+  written(ours, tmp_path, bases(case))
+  there = peft.PeftModel.from_pretrained(transformers.AutoModel.from_pretrained(bases(case)), tmp_path).eval()
+  assert type(there).__name__ == 'PeftModelForFeatureExtraction'
+  values = inputs(case)
+  with torch.no_grad():
+    theirs = there(**{k: torch.from_numpy(np.asarray(v, np.int64)) for k, v in values.items()})[0].numpy()
+  hidden = ours.model.apply(trees.unflatten(ours.flat), batch_of(values)).hidden
+  real = np.asarray(values['attention_mask']) > 0
+  close(theirs[real], np.asarray(hidden)[real])
+  back = adapted(bases(case), name, draw=2, head=Head('embed', 0, 'mean'), also='', **READS_PLAIN.get(name, {}))
+  back.flat.update(read_here(tmp_path, back))
+  close(np.asarray(back.model.apply(trees.unflatten(back.flat), batch_of(values)).hidden)[real], theirs[real])

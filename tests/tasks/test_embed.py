@@ -127,8 +127,15 @@ def test_micro_batches_are_refused_where_rows_are_compared(config):
   assert run.build(config(train__accumulate=2)).settings.train.accumulate == 2
 
 
-def test_an_export_for_sentence_transformers(config, tmp_path):
+def test_exports(config, tmp_path):
   fine_tune.run(config(), str(tmp_path / 'run'))
+  assert export.export(tmp_path / 'run', tmp_path / 'adapter', format='peft') < 1e-5
+  peft = json.loads((tmp_path / 'adapter' / 'adapter_config.json').read_text())
+  assert peft['task_type'] == 'FEATURE_EXTRACTION'
+  assert peft['modules_to_save'] is None
+  assert peft['target_modules'][0] == 'encoder.layer.0.attention.self.query'  # of AutoModel, without 'bert.'
+  assert run.build(config(model__adapter=str(tmp_path / 'adapter'))).load()
+
   assert export.export(tmp_path / 'run', tmp_path / 'out') < 1e-4
   read = lambda name: json.loads((tmp_path / 'out' / name).read_text())  # noqa: E731
   assert read('config.json')['architectures'] == ['BertModel']

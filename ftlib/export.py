@@ -238,9 +238,7 @@ def _write_peft(params: Params, run: Run, output: pathlib.Path) -> tuple[float, 
     peft_config.read(source.values, module, plain, where=str(output))  # which says why
   reader = name if name in found else min(found)  # one that starts as a PiSSA leaves as a LoRA
   there, fields = found[reader]
-  known = {f.name for f in dataclasses.fields(there.Config)}
-  headless = {'also': ''} if 'also' in known and run.task.head.kind in ('lm', 'embed') else {}  # not '^head/'
-  config = settings.read(there.Config, {**headless, **fields}, where='method')
+  config = settings.read(there.Config, fields, where='method')
   method = there.build(config, plain)
   back = peft_folder.values(source, peft_folder.form_of_folder(source, there, config, method.model))
   if run.task.head.kind == 'lm':

@@ -192,18 +192,7 @@ def recipe(*, task: str, method: str, optim: str, objective: str = '', seed: int
   names = {'task': task, 'method': method, 'objective': objective or task_module.OBJECTIVE, 'optim': optim}
   for name, component in names.items():
     config[name] = component_section(name, component)
-  if getattr(task_module, 'HEADLESS', False):
-    without_head(config.method)
   return config
-
-
-def without_head(section: config_dict.ConfigDict) -> None:
-  """Empties `also` of a method, or of those it is put together of, where it means the new parameters of a head."""
-  for name, value in section.items():
-    if isinstance(value, config_dict.ConfigDict):
-      without_head(value)
-    elif name == 'also' and value == '^head/':
-      section[name] = ''
 
 
 def component_section(section: str, name: str, **values: Any) -> config_dict.ConfigDict:

@@ -5,7 +5,7 @@ data set (`DATA`: so many training rows, one epoch in batches of 8; 400 rows of 
 method has a PEFT form, PEFT trains the same rows beside it in PyTorch at the same rate (full fine-tuning is
 transformers' own).
 `--reference-python` is the environment with PyTorch and PEFT, 'none' leaves it out. A method is one process for all its
-data sets, and a row takes one to four minutes of one core. On a machine of two cores two commands, `taskset -c 0 ...
+data sets, and a row takes one to three minutes of one core. On a machine of two cores two commands, `taskset -c 0 ...
 --methods A` and `taskset -c 1 ... --methods B`, take half the time of one on both, and may share a folder of results.
 
 `--costs`: optimizer and checkpoint bytes, peak memory, and a step's time over that of full fine-tuning and of LoRA, in
@@ -51,9 +51,9 @@ _PAIRS['without'] = ('head', 'prompt', 'p_tuning')
 _SCORES = {'paraphrase': 1, 'not_paraphrase': 0}
 DATA: dict[str, dict[str, Any]] = {  # `rows`: of training; the most tokens: of about 95 % of the texts
   'sst2': {**_CLASSIFY, 'metric': 'accuracy', 'rows': 1000, 'max_length': 48},
-  'cola': {**_CLASSIFY, 'metric': 'roc_auc', 'rows': 1000, 'max_length': 24},
-  'mrpc': {**_PAIRS, 'metric': 'roc_auc', 'rows': 400, 'max_length': 40, 'scores': _SCORES},
-  'stsb': {**_PAIRS, 'metric': 'spearman', 'rows': 600, 'max_length': 24},
+  'cola': {**_CLASSIFY, 'metric': 'roc_auc', 'rows': 800, 'max_length': 24},
+  'mrpc': {**_PAIRS, 'metric': 'roc_auc', 'rows': 240, 'max_length': 40, 'scores': _SCORES},
+  'stsb': {**_PAIRS, 'metric': 'spearman', 'rows': 320, 'max_length': 24},
 }
 JUDGED = 400  # rows
 SEEDS, TUNING_SEED, TUNING_ROWS, TUNING_BATCH = (0, 1, 2), 100, 1000, 16

@@ -47,8 +47,6 @@ def config(method: str, data: dict[str, Any], *, seed: int = 0, rate: float | No
   c.task = recipe.component_section('task', data['task'], text=first, pair=second, label=data['label'])
   module = lookup.component('tasks', data['task'], field='task')
   c.objective = recipe.component_section('objective', module.OBJECTIVE)
-  if getattr(module, 'HEADLESS', False):
-    recipe.without_head(c.method)
   c.seed, c.train.epochs, c.train.batch_size = seed, float(data['epochs']), data['batch_size']
   c.train.max_length, c.train.buckets = data['max_length'], 2
   c.optim.learning_rate = rate or float(f'{c.optim.learning_rate * data.get("rate", 1):.2g}')
@@ -160,6 +158,9 @@ def peft_fields(method: str, run: runs.Run) -> dict[str, Any] | None:
   if fields['peft_type'] == 'ADALORA':
     total = fields['total_step']
     fields |= {'total_step': run.steps, **{k: fields[k] * run.steps // total for k in ('tinit', 'tfinal')}}
+  if fields.get('prefix_projection') is False and getattr(run.settings.method, 'reparametrise', False):
+    hidden = run.settings.method.hidden or run.method.model.config.embed
+    fields |= {'prefix_projection': True, 'encoder_hidden_size': hidden}  # in its file are what the projection gives
   common = ('auto_mapping', 'base_model_name_or_path', 'inference_mode', 'modules_to_save', 'peft_version', 'revision')
   return {k: v for k, v in fields.items() if k not in common}
 

@@ -77,7 +77,7 @@ class _Metadata:
       )
     if self.all.get('general.type', 'model') != 'model':
       raise InputError(f'{path}: general.type={self.all["general.type"]!r}; only whole models are read')
-    if self.all.get('split.count', 1) > 1:
+    if self.all.get('split.count', 1) not in (0, 1):
       raise InputError(
         f"{path} is one of {self.all['split.count']} parts; join them with llama.cpp's `llama-gguf-split --merge`"
       )
@@ -89,6 +89,8 @@ class _Metadata:
     value = self.all.get(full, default)
     if isinstance(value, list):
       raise InputError(f'{self.path}: {full} differs from layer to layer, which is not supported')
+    if isinstance(value, str) != isinstance(default, str):
+      raise InputError(f'{self.path}: {full}={value!r} is not {"a text" if isinstance(default, str) else "a number"}')
     return float(str(np.float32(value))) if isinstance(value, float) else value
 
   def need(self, key: str) -> Any:

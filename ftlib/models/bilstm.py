@@ -111,13 +111,13 @@ def build(config: Config, *, head: Head, **options: Any) -> Model:
 
 
 class Direction(nnx.Module):
-  """An LSTM that reads documents from their first token on, or from their last."""
+  """An LSTM (Hochreiter & Schmidhuber 1997) that reads documents from their first token on, or from their last."""
 
-  def __init__(self, c: Config, reads: Axis, *, reverse: bool):
-    gates = Axis('gates', 4 * c.hidden)
-    self.input = Proj((reads,), (gates,), init=uniform(c.hidden))
-    self.state = Proj((Axis('state', c.hidden),), (gates,), init=uniform(c.hidden))
-    self.size, self.reverse = c.hidden, reverse
+  def __init__(self, hidden: int, reads: Axis, *, reverse: bool):
+    gates = Axis('gates', 4 * hidden)
+    self.input = Proj((reads,), (gates,), init=uniform(hidden))
+    self.state = Proj((Axis('state', hidden),), (gates,), init=uniform(hidden))
+    self.size, self.reverse = hidden, reverse
 
   def __call__(self, x_BLD: jax.Array, segments_BL: jax.Array, stream: Stream | None) -> jax.Array:
     """The states [B, L, H], zero at padding."""
@@ -145,7 +145,7 @@ class Block(nnx.Module):
   """A layer: both directions over the same inputs."""
 
   def __init__(self, c: Config, reads: Axis):
-    self.forward, self.backward = Direction(c, reads, reverse=False), Direction(c, reads, reverse=True)
+    self.forward, self.backward = (Direction(c.hidden, reads, reverse=back) for back in (False, True))
     self.out = Hidden(Axis('embed', 2 * c.hidden))
     self.rate = c.dropout
 

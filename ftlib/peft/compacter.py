@@ -90,6 +90,6 @@ class Compact(Adapter):
 
 def build(config: Config, model: Model) -> Method:
   """Kronecker adapters on every site that `target` matches, and their shared matrices."""
-  also = houlsby.either(model, also=config.also, norms=config.norms)
+  also = houlsby.with_norms(model, config.also, config.norms)
   method = adapt(model, config.target, lambda site, name, salt: Compact(site, salt, config), also=also, kind=Hidden)
   return adapt_more(method, '^shared$', lambda site, name, salt: Rules(config.n), kind=Shared)

@@ -24,8 +24,10 @@ from ftlib.base.settings import setting
 from ftlib.models.layers import Proj, contract, param
 from ftlib.models.model import Model
 from ftlib.peft import lora_exchange
-from ftlib.peft.lora import FROM_KERNEL, Common, Lora, fill, peft_patterns  # noqa: F401
-from ftlib.peft.lora_exchange import PEFT_TYPE, from_peft, patterns_of_peft, to_peft  # noqa: F401
+from ftlib.peft.lora import Common, Lora, fill
+from ftlib.peft.lora_exchange import PEFT_TYPE, from_peft, to_peft  # noqa: F401
+from ftlib.peft.lora_patterns import patterns_of_peft, peft_patterns  # noqa: F401
+from ftlib.peft.lora_starts import FROM_KERNEL
 from ftlib.peft.method import Method
 
 ROUNDING = 1e-6  # how far norms of the same matrix may lie apart that two programs or meshes compute

@@ -21,7 +21,7 @@ from ftlib.base.rng import Stream, dropout
 from ftlib.base.settings import setting
 from ftlib.models.layers import ACTIVATIONS, Axis, Hidden, Init, Proj
 from ftlib.models.model import Model
-from ftlib.peft.method import Adapter, Method, Targets, adapt, added
+from ftlib.peft.method import Adapter, Method, Targets, adapt, added, besides
 
 SMALL = initializers.truncated_normal(1e-2)  # cut at two standard deviations
 NORMS = r'^layers/.*norm/'
@@ -74,19 +74,16 @@ def bottleneck(site: Hidden, reduction: int, *, multiple: int = 1) -> Axis:
   return Axis('bottleneck', -(-(site.axis.size // reduction) // multiple) * multiple)
 
 
-def either(model: Model, **patterns: str) -> str:
-  """One pattern of those of several fields; empty ones count for nothing.
-
-  Raises `InputError` for one that matches no parameter of the base.
-  """
+def with_norms(model: Model, also: str, norms: str) -> str:
+  """One pattern of both, of which '' counts for nothing. Raises `InputError` for one that matches nothing."""
   base = [n for n in model.info() if not added(n)]
-  given = {field: pattern for field, pattern in patterns.items() if pattern}
-  for field, pattern in given.items():
-    trees.matching(pattern, base, field=f'method.{field}')
-  return '|'.join(f'(?:{p})' for p in given.values())
+  besides(also, base)
+  if norms:
+    trees.matching(norms, base, field='method.norms')
+  return f'(?:{also})|(?:{norms})' if also and norms else also or norms
 
 
 def build(config: Config, model: Model) -> Method:
   """A bottleneck on every site that `target` matches."""
-  also = either(model, also=config.also, norms=config.norms)
+  also = with_norms(model, config.also, config.norms)
   return adapt(model, config.target, lambda site, name, salt: Bottleneck(site, salt, config), also=also, kind=Hidden)

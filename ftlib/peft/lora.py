@@ -17,13 +17,10 @@ LoRA+ (Hayou et al. 2024) is a larger rate for B: optim.groups = {'b': {'pattern
 from __future__ import annotations
 
 import dataclasses
-import math
-from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import nnx
 from jax.nn import initializers
 
@@ -31,20 +28,12 @@ from ftlib.base import trees
 from ftlib.base.errors import InputError
 from ftlib.base.rng import Stream, dropout
 from ftlib.base.settings import setting
-from ftlib.models.layers import TIED, Axis, Embed, Init, Proj, contract, param, size, uniform
+from ftlib.models.layers import TIED, Axis, Embed, Proj, contract, param, size
 from ftlib.models.model import Model
-from ftlib.peft.lora_exchange import (  # noqa: F401
-  PEFT_TYPE,
-  config_of_peft,
-  doubled,
-  from_peft,
-  patterns_of_peft,
-  peft_config,
-  to_peft,
-)
+from ftlib.peft.lora_exchange import PEFT_TYPE, config_of_peft, from_peft, peft_config, to_peft  # noqa: F401
+from ftlib.peft.lora_patterns import numbers, patterns_of_peft, peft_patterns  # noqa: F401
+from ftlib.peft.lora_starts import FROM_KERNEL, drawn, of_kernel
 from ftlib.peft.method import Adapter, Method, Targets, adapt, adapt_more, check_rank
-
-FROM_KERNEL = ('pissa', 'olora')  # starts whose first product is taken off again
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,7 +68,7 @@ class Lora(Adapter):
 
   def __init__(self, site: Proj, salt: int, config: Any, rank: int, alpha: float):
     check_rank(rank, size(site.ins), size(site.outs))
-    axis, starts = Axis('rank', rank), _starts(config.init, rank, size(site.ins), salt)
+    axis, starts = Axis('rank', rank), drawn(config.init, rank, size(site.ins), salt)
     self.a, self.b = param((*site.ins, axis), starts[0]), param((axis, *site.outs), starts[1])
     known = config.init in FROM_KERNEL
     self.a0 = param((*site.ins, axis), initializers.zeros) if known else nnx.data(None)
@@ -114,15 +103,7 @@ class Lora(Adapter):
     """Own parameters that follow from the pretrained kernel [*ins, *outs]."""
     if self.a0 is None:
       return {}
-    w_OI = np.asarray(kernel, np.float32).reshape(math.prod(kernel.shape[: self.ins]), -1).T
-    if self.init == 'pissa':
-      u, sizes, vt = np.linalg.svd(w_OI, full_matrices=False)
-      roots = np.sqrt(sizes[: self.rank] / np.float32(self.scale))
-      b_OR, a_RI = u[:, : self.rank] * roots, roots[:, None] * vt[: self.rank]
-    else:
-      b_OR, a_RI = (x.astype(np.float32) for x in np.linalg.qr(w_OI))
-      b_OR, a_RI = b_OR[:, : self.rank], a_RI[: self.rank]
-    a, b = a_RI.T.reshape(*kernel.shape[: self.ins], self.rank), b_OR.T.reshape(self.rank, *kernel.shape[self.ins :])
+    a, b = of_kernel(self.init, kernel, self.ins, self.rank, self.scale)
     return {'a': a, 'b': b, 'a0': a, 'b0': b}
 
 
@@ -156,7 +137,7 @@ def fill(config: Any, model: Model, adapter: type[Lora], *, embeddings: str = ''
     if 'embed/token' in tables and any(n.startswith('mlm/') for n in model.info()):
       raise InputError(f'method.embeddings={embeddings!r}: {TIED}')
     sites += tables
-  ranks, alphas = _numbers(config, sites)
+  ranks, alphas = numbers(config, sites)
   make = lambda kind: lambda site, name, salt: kind(site, salt, config, ranks[name], alphas[name])  # noqa: E731
   method = adapt(model, config.target, make(adapter), also=config.also)
   if config.init in FROM_KERNEL or adapter.prepared is not Lora.prepared:
@@ -167,63 +148,6 @@ def fill(config: Any, model: Model, adapter: type[Lora], *, embeddings: str = ''
   return adapt_more(method, embeddings, make(Table), kind=Embed, merges=True, field='method.embeddings')
 
 
-def by_site(text: str, default: float, sites: Sequence[str], *, field: str) -> dict[str, Any]:
-  """The number of each site by a text 'pattern=number;...', of which the first pattern that is found counts.
-
-  Raises `InputError` for a text of another form, numbers of another type or below 1, and patterns that match no site.
-  """
-  kind, found = type(default), {}
-  for part in filter(None, text.split(';')):
-    pattern, _, number = part.rpartition('=')
-    try:
-      value = kind(number)
-    except ValueError:
-      value = 0
-    if not pattern or not 0 < value < math.inf:
-      wanted = 'a whole number from 1 on' if kind is int else 'a number above 0'
-      raise InputError(f'{field}={text!r}: {part!r} is not pattern=number with {wanted}; several are separated by ";"')
-    for name in trees.matching(pattern, sites, field=field, what='sites it acts on'):
-      found.setdefault(name, value)
-  return {n: found.get(n, default) for n in sites}
-
-
-def peft_patterns(config: Any, names: Mapping[str, str]) -> dict[str, dict[str, Any]]:
-  """`rank_pattern` and `alpha_pattern` of `adapter_config.json`; `names`: the torch module of every site it acts on."""
-  ranks, alphas = _numbers(config, list(names))
-  own, default = {n: doubled(config, ranks[n], alphas[n]) for n in names}, doubled(config, config.rank, config.alpha)
-  pick = lambda i: {names[n]: pair[i] for n, pair in own.items() if pair[i] != default[i]}  # noqa: E731
-  return {'rank_pattern': pick(0), 'alpha_pattern': pick(1)}
-
-
-def _numbers(config: Any, sites: Sequence[str]) -> tuple[dict[str, int], dict[str, float]]:
-  ranks = by_site(config.rank_pattern, config.rank, sites, field='method.rank_pattern')
-  return ranks, by_site(config.alpha_pattern, config.alpha, sites, field='method.alpha_pattern')
-
-
 def _prepared(adapters: dict[str, Lora], flat: dict[str, Any]) -> dict[str, Any]:
   own = {n: a.prepared(flat[f'{n}/kernel']) for n, a in adapters.items()}
   return {f'{n}/adapter/{k}': x for n, values in own.items() for k, x in values.items()}
-
-
-def _starts(init: str, rank: int, inputs: int, salt: int) -> tuple[Init, Init]:
-  """The initialisers of `a` and `b`."""
-  if init == 'gaussian':
-    return initializers.normal(1 / rank), initializers.zeros
-  if init != 'orthogonal':
-    return uniform(inputs), initializers.zeros
-  if rank % 2:
-    raise InputError(f"method.init='orthogonal' needs an even rank, not {rank}")
-  return _half(rank, salt, 0), _half(rank, salt, 1)
-
-
-def _half(rank: int, salt: int, which: int) -> Init:
-  """Normal values in one half of an orthogonal basis of the ranks: `a` has every other of its rows, `b` the rest."""
-
-  def init(key: jax.Array, shape: tuple[int, ...], dtype: Any) -> jax.Array:
-    square = jax.random.normal(jax.random.key(np.uint32(salt)), (rank, rank))
-    basis = jnp.linalg.qr(square)[0][which::2] / 10
-    if which == 0:
-      return (jax.random.normal(key, (*shape[:-1], rank // 2)) @ basis).astype(dtype)
-    return jnp.tensordot(basis.T, jax.random.normal(key, (rank // 2, *shape[1:])), axes=1).astype(dtype)
-
-  return init

@@ -3,12 +3,11 @@
 A site's tensors: `lora_A.weight` [R, inputs], `lora_B.weight` [outputs, R] and for DoRA `lora_magnitude_vector`
 [outputs]; a table's `lora_embedding_A` [R, rows] and `lora_embedding_B` [size, R]. PiSSA and OLoRA leave as PEFT
 converts its own: [A; A0] and [B, -B0], a LoRA of twice the rank and the same scale on the unchanged base. Patterns of
-ranks and alphas need the modules' names on both sides: `peft_patterns` (in `lora.py`) and `patterns_of_peft`.
+ranks and alphas are in `lora_patterns.py`.
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -17,6 +16,8 @@ import numpy as np
 from ftlib.base.errors import InputError, listing
 from ftlib.models.layers import shape
 from ftlib.peft.exchange import pair_from_peft, pair_to_peft
+from ftlib.peft.lora_patterns import doubled
+from ftlib.peft.lora_starts import FROM_KERNEL
 
 PEFT_TYPE = 'LORA'
 INITS = {True: 'kaiming', False: 'kaiming', 'gaussian': 'gaussian', 'eva': 'kaiming', 'orthogonal': 'orthogonal'}
@@ -68,26 +69,10 @@ def config_of_peft(values: Mapping[str, Any], *, dora: bool = False) -> dict[str
   }
 
 
-def patterns_of_peft(values: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, str]:
-  """Our `rank_pattern` and `alpha_pattern` from PEFT's, of which the first that fits a name counts as well.
-
-  `names` gives the torch module of every site with an adapter.
-  """
-
-  def text(patterns: Mapping[str, Any] | None) -> str:
-    found = []
-    for site, module in names.items():
-      key = next((k for k in patterns or {} if re.match(rf'(.*\.)?({k})$', module)), None)
-      found += [] if key is None else [f'^{site}$={patterns[key]}']
-    return ';'.join(found)
-
-  return {k: text(values.get(k)) for k in ('rank_pattern', 'alpha_pattern')}
-
-
 def to_peft(config: Any, leaves: Mapping[str, np.ndarray], site: Any) -> dict[str, np.ndarray]:
   """A site's adapter in PEFT's layout, by what follows the module's name in the file."""
   a_RI, b_OR = pair_to_peft(leaves['a'], leaves['b'])
-  if config.init in ('pissa', 'olora'):
+  if config.init in FROM_KERNEL:
     a0_RI, b0_OR = np.zeros_like(a_RI), np.zeros_like(b_OR)  # of a table, whose start is another
     if 'a0' in leaves:
       a0_RI, b0_OR = pair_to_peft(leaves['a0'], leaves['b0'])
@@ -103,7 +88,7 @@ def from_peft(config: Any, tensors: Mapping[str, np.ndarray], site: Any) -> dict
   names = ('lora_embedding_A', 'lora_embedding_B') if table else ('lora_A.weight', 'lora_B.weight')
   ins, outs = ((site.rows,), (site.axis,)) if table else (site.ins, site.outs)
   a_RI, b_OR = (tensors[n] for n in names)
-  known = config.init in ('pissa', 'olora')
+  known = config.init in FROM_KERNEL
   rank = a_RI.shape[0] // (2 if known else 1)
   out = dict(zip('ab', pair_from_peft(a_RI[:rank], b_OR[:, :rank], ins, outs)))
   if known and not table:
@@ -111,10 +96,3 @@ def from_peft(config: Any, tensors: Mapping[str, np.ndarray], site: Any) -> dict
   if 'lora_magnitude_vector' in tensors:
     out['m'] = tensors['lora_magnitude_vector'].reshape(shape(outs))
   return out
-
-
-def doubled(config: Any, rank: int, alpha: float) -> tuple[int, float]:
-  """The rank and alpha that an adapter has there."""
-  if config.init not in ('pissa', 'olora'):
-    return rank, alpha
-  return 2 * rank, alpha * (2 if config.scaling == 'alpha/rank' else 2**0.5)

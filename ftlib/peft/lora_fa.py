@@ -10,15 +10,9 @@ import dataclasses
 
 from ftlib.base.settings import setting
 from ftlib.models.model import Model
-from ftlib.peft.lora import Common, Lora, fill, peft_patterns  # noqa: F401
-from ftlib.peft.lora_exchange import (  # noqa: F401
-  PEFT_TYPE,
-  config_of_peft,
-  from_peft,
-  patterns_of_peft,
-  peft_config,
-  to_peft,
-)
+from ftlib.peft.lora import Common, Lora, fill
+from ftlib.peft.lora_exchange import PEFT_TYPE, config_of_peft, from_peft, peft_config, to_peft  # noqa: F401
+from ftlib.peft.lora_patterns import patterns_of_peft, peft_patterns  # noqa: F401
 from ftlib.peft.method import Method
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterable
 from typing import Any, ClassVar
 
 import jax
@@ -21,6 +21,8 @@ from ftlib.base.rng import salt
 from ftlib.base.types import Flat, Params
 from ftlib.models.layers import Proj
 from ftlib.models.model import Model
+
+_PARTS = {'head', 'pooler', 'mlm'}  # parts of a model that go by its task
 
 Gradient = Callable[..., Flat]  # (names, *, rows, squared=False) -> {name: mean gradient over training rows}
 Adjust = Callable[[Params, Params, Params, jax.Array], tuple[Params, Params]]
@@ -131,6 +133,18 @@ def added(name: str) -> bool:
   return 'adapter' in name.split('/')
 
 
+def besides(also: str, names: Iterable[str]) -> set[str]:
+  """The names of base parameters that a method's `also` is found in, none for ''.
+
+  Raises `InputError` where it is found in none, unless it is of parts that some tasks alone have (`_PARTS`), as the
+  defaults are ('^head/'): a language model has none of these.
+  """
+  parts = re.fullmatch(r'\^\(?(\w+(\|\w+)*)\)?/', also)
+  if not also or (parts and {*parts[1].split('|')} <= _PARTS):
+    return {n for n in names if also and re.search(also, n)}
+  return {*trees.matching(also, names, field='method.also')}
+
+
 def subset(model: Model, pattern: str, *, also: str = '', field: str) -> Method:
   """Trains the parameters that `pattern` (or `also`) is found in; nothing is added.
 
@@ -138,8 +152,7 @@ def subset(model: Model, pattern: str, *, also: str = '', field: str) -> Method:
   """
   names = [n for n in model.info() if not added(n)]
   chosen = set(trees.matching(pattern, names, field=field))
-  if also:
-    chosen |= set(trees.matching(also, names, field='method.also'))
+  chosen |= besides(also, names)
   return Method(model, chosen.__contains__, sorted(chosen, key=names.index))
 
 
@@ -172,7 +185,7 @@ def adapt(
     sites[name].adapter = nnx.data(make(sites[name], name, int(salt(within))))
     kept |= {f'{name}/adapter/{k}' for k in type(sites[name].adapter).KEPT}
   base = [n for n in model.info() if not added(n)]
-  extra = set(trees.matching(also, base, field='method.also')) if also else set()
+  extra = besides(also, base)
   prefixes = tuple(f'{n}/adapter/' for n in chosen)
   if merges is None:
     merges = kind is Proj

@@ -4,10 +4,10 @@
 bidirectional LSTM of two layers; 'none' has no encoder, which is `prompt`, and what a file of PEFT holds. The slot is
 that of `prompt`: vectors in front of the row, a 'cls' head reads the first. The paper also puts prompts amid the row;
 neither PEFT nor this does. Random starts are PEFT's (embeddings normal, matrices uniform within 1 / sqrt(inputs)), but
-biases start at zero and a gate has one. The adapted model does not start as the pretrained one.
+biases start at zero. The adapted model does not start as the pretrained one.
 
-Trainable, with D embed and h hidden: P D + (D + 1) h + (h + 1) h + (h + 1) D for 'mlp'; P D + 8 h (D + h + 1)
-+ 8 h (3 h + 1) + (2 h + 1) 2 h + (2 h + 1) D for 'lstm'; P D for 'none'.
+Trainable, with D embed and h hidden: P D + (D + 1) h + (h + 1) h + (h + 1) D for 'mlp'; P D + 8 h (D + h + 2)
++ 8 h (3 h + 2) + (2 h + 1) 2 h + (2 h + 1) D for 'lstm'; P D for 'none'.
 """
 
 from __future__ import annotations
@@ -20,17 +20,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jax.nn import initializers
 
 from ftlib.base import trees
 from ftlib.base.errors import InputError
 from ftlib.base.rng import Stream
 from ftlib.base.settings import setting
 from ftlib.base.types import ParamInfo
-from ftlib.models.layers import Axis, Proj, Prompt, contract, normal, param, uniform
+from ftlib.models.bilstm import Direction
+from ftlib.models.layers import Axis, Proj, Prompt, normal, param, uniform
 from ftlib.models.model import Model
 from ftlib.peft.method import Adapter, Method, adapt
-from ftlib.peft.prompt import TENSOR, check_length, virtual_tokens, whole
+from ftlib.peft.virtual_tokens import TENSOR, check_length, virtual_tokens, whole
 
 PEFT_TYPE = 'P_TUNING'
 SITE = 'embed/prompt/adapter'
@@ -44,29 +44,6 @@ class Config:
   encoder: str = setting('mlp', choices=('mlp', 'lstm', 'none'))
   hidden: int = setting(0, low=0)
   also: str = '^head/'
-
-
-class Lstm(nnx.Module):
-  """One direction of an LSTM layer (Hochreiter & Schmidhuber 1997) over x [P, ins]; gates in the order i, f, g, o."""
-
-  def __init__(self, ins: Axis, hidden: int):
-    gates = Axis('gates', 4 * hidden)
-    self.kernel = param((ins, gates), uniform(hidden))
-    self.state = param((Axis('hidden', hidden), gates), uniform(hidden))
-    self.bias = param((gates,), initializers.zeros)
-
-  def __call__(self, x: jax.Array, *, reverse: bool) -> jax.Array:
-    def step(carry: tuple[jax.Array, jax.Array], x_G: jax.Array):
-      h, c = carry
-      gates = x_G + contract(h.astype(x.dtype), self.state[...], 1).astype(jnp.float32)
-      i, f, g, o = jnp.split(gates, 4)
-      c = jax.nn.sigmoid(f) * c + jax.nn.sigmoid(i) * jnp.tanh(g)
-      h = jax.nn.sigmoid(o) * jnp.tanh(c)
-      return (h, c), h
-
-    zero = jnp.zeros((self.state.shape[0],), jnp.float32)
-    inputs_PG = contract(x, self.kernel[...], 1).astype(jnp.float32) + self.bias[...].astype(jnp.float32)
-    return jax.lax.scan(step, (zero, zero), inputs_PG, reverse=reverse)[1].astype(x.dtype)
 
 
 class Encoder(Adapter):
@@ -83,8 +60,8 @@ class Encoder(Adapter):
       self.first, self.second = linear(embed, hidden), linear(hidden, Axis('hidden_out', h))
       self.out = linear(hidden, Axis('embed_out', embed.size))
     elif self.kind == 'lstm':
-      self.forward_0, self.backward_0 = Lstm(embed, h), Lstm(embed, h)
-      self.forward_1, self.backward_1 = Lstm(both, h), Lstm(both, h)
+      self.forward_0, self.backward_0 = (Direction(h, embed, reverse=back) for back in (False, True))
+      self.forward_1, self.backward_1 = (Direction(h, both, reverse=back) for back in (False, True))
       self.first = linear(both, Axis('hidden_out', 2 * h))
       self.out = linear(both, Axis('embed_out', embed.size))
 
@@ -94,8 +71,9 @@ class Encoder(Adapter):
       return x
     if self.kind == 'mlp':
       return self.out(jax.nn.relu(self.second(jax.nn.relu(self.first(x)))))
-    for left, right in ((self.forward_0, self.backward_0), (self.forward_1, self.backward_1)):
-      x = jnp.concatenate([left(x, reverse=False), right(x, reverse=True)], -1)
+    one = jnp.ones((1, x.shape[0]), jnp.int32)
+    for layer in ((self.forward_0, self.backward_0), (self.forward_1, self.backward_1)):
+      x = jnp.concatenate([direction(x[None], one, None)[0] for direction in layer], -1)
     return self.out(jax.nn.relu(self.first(x)))
 
 

@@ -28,7 +28,7 @@ from ftlib.base.types import ParamInfo
 from ftlib.models.layers import Axis, Embed, Memory, Positions, Proj, Shared, normal, param, uniform
 from ftlib.models.model import Model
 from ftlib.peft.method import Adapter, Method, adapt, adapt_more
-from ftlib.peft.prompt import TENSOR, check_length, virtual_tokens, whole
+from ftlib.peft.virtual_tokens import TENSOR, check_length, virtual_tokens, whole
 
 PEFT_TYPE = 'PREFIX_TUNING'
 SHARED = 'shared/adapter'

@@ -25,10 +25,11 @@ from ftlib.base.types import Flat, ParamInfo
 from ftlib.models.layers import Axis, Prompt, normal, param
 from ftlib.models.model import Model
 from ftlib.peft.method import Adapter, Method, adapt
+from ftlib.peft.virtual_tokens import TENSOR, check_length, virtual_tokens, whole
 
 NAME = 'embed/prompt/adapter/vectors'
 TABLE = 'embed/token/table'
-PEFT_TYPE, TENSOR = 'PROMPT_TUNING', 'prompt_embeddings'
+PEFT_TYPE = 'PROMPT_TUNING'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,15 +87,6 @@ def build(config: Config, model: Model) -> Method:
   )
 
 
-def check_length(length: int, model: Model) -> None:
-  """Raises `InputError` for virtual tokens that leave no position to a real one."""
-  if length >= model.config.max_length:
-    raise InputError(
-      f'method.length={length}: virtual tokens take positions too, and the model has {model.config.max_length}; '
-      'lower it below that'
-    )
-
-
 def _range(text: str, vocab: int) -> tuple[int, int]:
   first, _, stop = text.partition(':')
   if not (first.isdecimal() and stop.isdecimal() and int(first) < int(stop) <= vocab):
@@ -112,19 +104,6 @@ def config_of_peft(values: Mapping[str, Any]) -> dict[str, Any]:
   return {'length': virtual_tokens(values)}
 
 
-def virtual_tokens(values: Mapping[str, Any]) -> int:
-  """P of PEFT's file of a prompt-learning method for a model of one stack."""
-  if values.get('num_transformer_submodules') not in (None, 1):
-    raise InputError(
-      f'adapter_config.json: num_transformer_submodules={values["num_transformer_submodules"]} is for models of an '
-      'encoder and a decoder, which ftlib does not have'
-    )
-  length = values.get('num_virtual_tokens')
-  if not isinstance(length, int) or length < 1:
-    raise InputError(f'adapter_config.json: num_virtual_tokens={length!r}; wanted a whole number above 0')
-  return length
-
-
 def to_peft_whole(config: Config, flat: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
   """The one tensor of PEFT's file, [P, D]."""
   return {TENSOR: np.asarray(flat[NAME], np.float32)}
@@ -135,12 +114,3 @@ def from_peft_whole(
 ) -> dict[str, np.ndarray]:
   """The inverse of `to_peft_whole`."""
   return {NAME: whole(tensors, info[NAME].shape)}
-
-
-def whole(tensors: Mapping[str, np.ndarray], shape: tuple[int, ...]) -> np.ndarray:
-  """`prompt_embeddings`, or an `InputError` where it is missing or of another shape."""
-  if TENSOR not in tensors:
-    raise InputError(f'the adapter has no tensor {TENSOR}; it has {", ".join(sorted(tensors)) or "none"}')
-  if tensors[TENSOR].shape != shape:
-    raise InputError(f'{TENSOR} is of shape {tensors[TENSOR].shape}, but the model wants {shape}')
-  return np.asarray(tensors[TENSOR], np.float32)

@@ -32,15 +32,15 @@ import numpy as np
 from flax import nnx
 from jax.nn import initializers
 
-from ftlib.base.errors import InputError, listing
+from ftlib.base.errors import InputError
 from ftlib.base.rng import Stream
 from ftlib.base.settings import setting
 from ftlib.base.types import Flat
 from ftlib.models.layers import Axis, Proj, contract, param, size
 from ftlib.models.model import Model
 from ftlib.peft.method import Adapter, Gradient, Method, Targets, adapt
+from ftlib.peft.sparse_choice import CHOICES, chosen
 
-CHOICES = ('fisher', 'magnitude', 'gradient', 'movement', 'movers', 'random')
 PEFT_TYPE = 'SHIRA'
 
 
@@ -90,46 +90,13 @@ def build(config: Config, model: Model) -> Method:
   """Some entries of every site that `target` matches."""
 
   def prepare(flat: Flat, gradient: Gradient) -> Flat:
-    kernels = [f'{site}/kernel' for site in method.shown if f'{site}/adapter/values' in flat]
-    if lacking := [n for n in kernels if config.choose == 'movers' and f'moved/{n}' not in flat]:
-      raise InputError(
-        f'method.of={config.of} did not train {len(lacking)} of the matrices chosen from:\n{listing(lacking)}\n'
-        '  give a run of method=full, or a method.target of what it trained'
-      )
-    grads = {}
-    if config.choose == 'movers':
-      grads = {n: flat[f'moved/{n}'] for n in kernels}
-    elif config.choose != 'magnitude':
-      grads = gradient(kernels, rows=config.rows, squared=config.choose == 'fisher')
-    indices = {}
-    for name in kernels:
-      w, g = (np.asarray(tree[name], np.float32) if name in tree else None for tree in (flat, grads))
-      values = f'{name.removesuffix("kernel")}adapter/'
-      indices[f'{values}indices'] = largest(scores(config.choose, w, g), flat[f'{values}values'].size)
-    return indices
+    return chosen(config, [n for n in method.shown if f'{n}/adapter/values' in flat], flat, gradient)
 
   if (config.choose == 'movers') != bool(config.of):
     raise InputError(f"method.choose={config.choose} with method.of={config.of!r}: 'movers', and it alone, needs a run")
   options = {} if config.choose == 'random' else {'prepare': prepare, 'source': config.of}
   method = adapt(model, config.target, lambda site, name, salt: Sparse(site, config), also=config.also, **options)
   return method
-
-
-def scores(choose: str, w: np.ndarray, g: np.ndarray | None) -> np.ndarray:
-  """How much each entry is wanted. `g` is its mean gradient, for 'fisher' of its squares, for 'movers' its change."""
-  if choose == 'fisher':
-    return g
-  return {
-    'magnitude': lambda: abs(w),
-    'gradient': lambda: abs(g),
-    'movers': lambda: abs(g),
-    'movement': lambda: -w * g,
-  }[choose]()
-
-
-def largest(score: np.ndarray, count: int) -> np.ndarray:
-  """Where the `count` largest are in the flattened array, ascending; of equals the first are taken."""
-  return np.sort(np.argsort(-score, axis=None, kind='stable')[:count]).astype(np.int32)
 
 
 def _add(kernel: jax.Array, values: jax.Array, indices: jax.Array) -> jax.Array:

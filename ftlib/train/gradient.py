@@ -38,8 +38,8 @@ def mean_gradient(
     got = jax.grad(loss)(chosen, rest, batch)
     return jax.tree.map(lambda t, g: t + (jnp.square(g) if squared else g), total, got)
 
-  step = jax.jit(add, donate_argnums=0)  # or every batch that is under way would have sums of its own
+  step = jax.jit(add, donate_argnums=0)
   total, count = jax.tree.map(jnp.zeros_like, chosen), 0
-  for batch in batches:
-    total, count = step(total, chosen, rest, batch), count + 1
+  for batch in batches:  # one at a time: several under way at once can wait for each other's threads (CPU devices)
+    total, count = jax.block_until_ready(step(total, chosen, rest, batch)), count + 1
   return trees.flatten(jax.tree.map(lambda x: x / max(count, 1), total))

@@ -232,6 +232,8 @@ def test_unknown_kinds_of_tensors(folder, tmp_path):
 def test_metadata_that_cannot_be_used(folder, tmp_path):
   make = lambda **changes: gguf_files.of_folder(tmp_path / 'a.gguf', folder, **changes)  # noqa: E731
   refused(make(**{'llama.block_count': None}), 'the metadata lack llama.block_count')
+  refused(make(**{'llama.block_count': 'two'}), "llama.block_count='two' is not a number")
+  refused(make(**{'llama.rope.scaling.type': 2}), 'llama.rope.scaling.type=2 is not a text')
   refused(make(**{'llama.attention.head_count': [4, 2]}), 'llama.attention.head_count differs from layer to layer')
   refused(make(**{'split.count': 3}), 'one of 3 parts', 'llama-gguf-split --merge')
   refused(make(**{'general.type': 'adapter'}), "general.type='adapter'")

@@ -12,7 +12,7 @@ from reference import inputs
 from test_reference import fresh, outputs
 
 from ftlib.base import trees
-from ftlib.peft import dora, lora, lora_fa
+from ftlib.peft import dora, lora, lora_fa, lora_patterns
 from ftlib.peft.method import added
 
 pytestmark = pytest.mark.reference
@@ -59,7 +59,7 @@ def test_the_start_is_that_of_peft(pair):
   settings['init_lora_weights'] = {'kaiming': True}.get(config.init, config.init)
   if config.rank_pattern:
     ranks = {n: pair.slots[s].adapter.a.get_value().shape[-1] for s, n in names.items()}
-    alphas = lora.by_site(config.alpha_pattern, config.alpha, list(names), field='')
+    alphas = lora_patterns.by_site(config.alpha_pattern, config.alpha, list(names), field='')
     settings |= {'rank_pattern': ranks, 'alpha_pattern': {n: alphas[s] for s, n in names.items()}}
   made = peft.LoraConfig(**settings, target_modules=list(names.values()))
   again = dataclasses.replace(pair, there=peft.get_peft_model(fresh('bert', 'classify'), made).eval())

@@ -143,7 +143,7 @@ def _prefix_names(state):
 
 
 def _encoder_names(state, kind):
-  """Our names to PEFT's values: torch's LSTM has two biases a gate, of which the sum counts."""
+  """Our names to PEFT's values."""
   site = 'embed/prompt/adapter'
   names = {f'{site}/table': state['embedding.weight']}
   for ours, number in {'p_tuning': {'first': 0, 'second': 2, 'out': 4}, 'lstm': {'first': 0, 'out': 2}}[kind].items():
@@ -152,9 +152,9 @@ def _encoder_names(state, kind):
   for layer in (0, 1) if kind == 'lstm' else ():
     for way, suffix in (('forward', ''), ('backward', '_reverse')):
       of = lambda n, layer=layer, suffix=suffix: state[f'lstm_head.{n}_l{layer}{suffix}']  # noqa: E731
-      names[f'{site}/{way}_{layer}/kernel'] = of('weight_ih').T
-      names[f'{site}/{way}_{layer}/state'] = of('weight_hh').T
-      names[f'{site}/{way}_{layer}/bias'] = of('bias_ih') + of('bias_hh')
+      for ours, theirs in (('input', 'ih'), ('state', 'hh')):
+        names[f'{site}/{way}_{layer}/{ours}/kernel'] = of(f'weight_{theirs}').T
+        names[f'{site}/{way}_{layer}/{ours}/bias'] = of(f'bias_{theirs}')
   return names
 
 

@@ -36,7 +36,7 @@ COUNTS = {
   'p_tuning_v2': N * P * 2 * D,
   'prompt': P * D,
   'p_tuning': P * D + (D + 1) * 7 + (7 + 1) * 7 + (7 + 1) * D,
-  'lstm': P * D + 8 * 7 * (D + 7 + 1) + 8 * 7 * (3 * 7 + 1) + (14 + 1) * 14 + (14 + 1) * D,
+  'lstm': P * D + 8 * 7 * (D + 7 + 2) + 8 * 7 * (3 * 7 + 2) + (14 + 1) * 14 + (14 + 1) * D,
   'no encoder': P * D,
 }
 close = functools.partial(assert_allclose, rtol=0, atol=1e-5)
@@ -165,18 +165,18 @@ def encoded(kind, flat):
     return linear(x, flat, f'{site}/out')
   if kind == 'lstm':
     for layer in (0, 1):
-      ahead = lstm(x, *(flat[f'{site}/forward_{layer}/{n}'] for n in ('kernel', 'state', 'bias')))
-      back = lstm(x[::-1], *(flat[f'{site}/backward_{layer}/{n}'] for n in ('kernel', 'state', 'bias')))[::-1]
+      ahead = lstm(x, flat, f'{site}/forward_{layer}')
+      back = lstm(x[::-1], flat, f'{site}/backward_{layer}')[::-1]
       x = np.concatenate([ahead, back], 1)
     return linear(relu(linear(x, flat, f'{site}/first')), flat, f'{site}/out')
   return x
 
 
-def lstm(x, kernel, state, bias):
-  h = c = np.zeros(len(state))
+def lstm(x, flat, site):
+  h = c = np.zeros(len(flat[f'{site}/state/kernel']))
   out = []
   for row in x:
-    i, f, g, o = np.split(row @ kernel + h @ state + bias, 4)
+    i, f, g, o = np.split(linear(row, flat, f'{site}/input') + linear(h, flat, f'{site}/state'), 4)
     c = sigmoid(f) * c + sigmoid(i) * np.tanh(g)
     h = sigmoid(o) * np.tanh(c)
     out.append(h)

@@ -15,7 +15,7 @@ from ftlib.base.errors import InputError
 from ftlib.base.types import Head
 from ftlib.models import bert, stack
 from ftlib.models.layers import Axis, Proj
-from ftlib.peft import adalora, ia3, miss, oft
+from ftlib.peft import adalora, adalora_budget, ia3, miss, oft
 from tests import tiny
 
 EMBED, HEADS, SIZE = Axis('embed', 12), Axis('heads', 2), Axis('head_dim', 6)
@@ -259,7 +259,7 @@ def test_the_budget_goes_to_the_most_important_triples(model, stacked):
 def test_budgets_follow_equation_12():
   config = dataclasses.replace(PLAN, init_rank=12, target_rank=8, total_steps=1000, tinit=100, tfinal=300, interval=100)
   exact = [480, 480] + [320 + 160 * (1 - (t - 100) / 600) ** 3 for t in range(200, 701, 100)]
-  assert adalora.budgets(config, 40).tolist() == [int(x) for x in exact]
+  assert adalora_budget.budgets(config, 40).tolist() == [int(x) for x in exact]
 
 
 @pytest.mark.parametrize('stacked', [False, True])

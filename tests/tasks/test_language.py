@@ -64,11 +64,18 @@ def built(config):
   return run.build(config(train__packing=True))
 
 
-def test_no_head_is_looked_for(config):
-  assert config().method.also == ''
-  assert recipe.recipe(task='classify', method='lora', optim='adamw').method.also == '^head/'
-  both = recipe.recipe(task='sft', method='lora+bitfit', optim='adamw').method
-  assert '^head/' not in json.dumps(both.to_dict())
+@pytest.mark.parametrize('method', ['houlsby', 'gradual', 'last_n', 'lora+norm'])
+def test_what_trains_where_there_is_no_head(config, method):
+  """The patterns that the methods have for a head are found nowhere here; others must be."""
+  made = config(method=method)
+  built = run.build(made)
+  assert not [n for n in built.info if n.startswith(('head/', 'pooler/', 'mlm/'))]
+  assert built.method.stages is None or built.method.stages.of('layers/1/attn/q/kernel') == 0
+  for section in (made.method.lora, made.method.norm) if '+' in method else (made.method,):
+    section.also = '^(head|haed)/'
+    with pytest.raises(InputError, match=r'haed.* matches none of the'):
+      run.build(made)
+    section.also = '^head/'
 
 
 @pytest.mark.parametrize('method', ['lora', 'prefix'])

@@ -1,0 +1,74 @@
+"""AdaLoRA's budget: how many singular values are left after which step, and which (`adalora.py`)."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ftlib.base import trees
+from ftlib.base.types import Flat, Params
+from ftlib.models import stack
+from ftlib.peft.method import Adjust
+
+
+def triples(tree: Params, sites: list[str]) -> dict[str, tuple[jax.Array, jax.Array, jax.Array]]:
+  """{the adapter's name: (a [(N,) inputs, R], e [(N,) R], b [(N,) R, outputs])}, N being that of stacked layers."""
+  flat, mine = trees.flatten(tree), {f'{n}/adapter/e' for n in sites}
+  out = {}
+  for name, e in flat.items():
+    if stack.canonical(name) in mine:
+      at = name.removesuffix('e')
+      out[at] = flat[f'{at}a'].reshape(*e.shape[:-1], -1, e.shape[-1]), e, flat[f'{at}b'].reshape(*e.shape, -1)
+  return out
+
+
+def stretched(config: Any, steps: int) -> Any:
+  """The same plan for a run of `steps` steps."""
+  tinit, tfinal = (n * steps // config.total_steps for n in (config.tinit, config.tfinal))
+  return dataclasses.replace(config, total_steps=steps, tinit=tinit, tfinal=tfinal)
+
+
+def budgets(config: Any, sites: int) -> np.ndarray:
+  """int32: the singular values left to all sites together after the steps 0, `interval`, 2 * `interval`, ..."""
+  first, last, end = config.init_rank * sites, config.target_rank * sites, config.total_steps - config.tfinal
+  left = (1 - max(step - config.tinit, 0) / (end - config.tinit) for step in range(0, end + 1, config.interval))
+  return np.array([int((first - last) * x**3 + last) for x in left], np.int32)
+
+
+def allocator(config: Any, sites: list[str]) -> Adjust:
+  """What follows an update: the running means up to step `total_steps - tfinal`, and the mask."""
+  table, end = jnp.asarray(budgets(config, len(sites))), config.total_steps - config.tfinal
+
+  def means(kept: Flat, name: str, value: jax.Array, grad: jax.Array, step: jax.Array) -> Flat:
+    s, u = kept[f'{name}_sensitivity'], kept[f'{name}_uncertainty']
+    now = jnp.abs(value * grad)
+    new_s = config.beta1 * s + (1 - config.beta1) * now
+    new_u = config.beta2 * u + (1 - config.beta2) * jnp.abs(now - new_s)
+    on = step < end
+    return {f'{name}_sensitivity': jnp.where(on, new_s, s), f'{name}_uncertainty': jnp.where(on, new_u, u)}
+
+  def adjust(trainable: Params, kept: Params, grads: Params, step: jax.Array) -> tuple[Params, Params]:
+    values, saved, grad = (trees.flatten(t) for t in (trainable, kept, grads))
+    scores = {}
+    for at in triples(trainable, sites):
+      for leaf in 'aeb':
+        saved |= means(saved, at + leaf, values[at + leaf], grad[at + leaf], step)
+      own = {leaf: saved[f'{at}{leaf}_sensitivity'] * saved[f'{at}{leaf}_uncertainty'] for leaf in 'aeb'}
+      a, e, b = triples(trees.unflatten({at + leaf: x for leaf, x in own.items()}), sites)[at]
+      scores[at] = e + a.mean(-2) + b.mean(-1)
+    ranked = jnp.sort(jnp.concatenate([s.reshape(-1) for s in scores.values()]))
+    budget = jnp.where(step == end, config.target_rank * len(sites), table[jnp.minimum(step, end) // config.interval])
+    gone = ranked.size - budget
+    threshold = jnp.where(gone > 0, ranked[jnp.maximum(gone, 1) - 1], -1.0)  # no importance is below 0
+    deal = (step == end) | ((step > config.tinit) & (step < end) & (step % config.interval == 0))
+    for at, score in scores.items():
+      mask = jnp.where(deal, (score > threshold).astype(jnp.float32), saved[f'{at}mask'])
+      saved[f'{at}mask'] = mask
+      values[f'{at}e'] = jnp.where(deal | (step > end), values[f'{at}e'] * mask, values[f'{at}e'])
+    return trees.unflatten(values), trees.unflatten(saved)
+
+  return adjust

@@ -1,0 +1,52 @@
+"""Which entries of a matrix train: the choices of `sparse.py` as scores, of which the largest are taken."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from ftlib.base.errors import InputError, listing
+from ftlib.base.types import Flat
+from ftlib.peft.method import Gradient
+
+CHOICES = ('fisher', 'magnitude', 'gradient', 'movement', 'movers', 'random')
+
+
+def chosen(config: Any, sites: Sequence[str], flat: Flat, gradient: Gradient) -> Flat:
+  """The `indices` of every site. Raises `InputError` for matrices that the run `config.of` did not move."""
+  kernels = [f'{site}/kernel' for site in sites]
+  if lacking := [n for n in kernels if config.choose == 'movers' and f'moved/{n}' not in flat]:
+    raise InputError(
+      f'method.of={config.of} did not train {len(lacking)} of the matrices chosen from:\n{listing(lacking)}\n'
+      '  give a run of method=full, or a method.target of what it trained'
+    )
+  grads = {}
+  if config.choose == 'movers':
+    grads = {n: flat[f'moved/{n}'] for n in kernels}
+  elif config.choose != 'magnitude':
+    grads = gradient(kernels, rows=config.rows, squared=config.choose == 'fisher')
+  indices = {}
+  for name in kernels:
+    w, g = (np.asarray(tree[name], np.float32) if name in tree else None for tree in (flat, grads))
+    values = f'{name.removesuffix("kernel")}adapter/'
+    indices[f'{values}indices'] = largest(scores(config.choose, w, g), flat[f'{values}values'].size)
+  return indices
+
+
+def scores(choose: str, w: np.ndarray, g: np.ndarray | None) -> np.ndarray:
+  """How much each entry is wanted. `g` is its mean gradient, for 'fisher' of its squares, for 'movers' its change."""
+  if choose == 'fisher':
+    return g
+  return {
+    'magnitude': lambda: abs(w),
+    'gradient': lambda: abs(g),
+    'movers': lambda: abs(g),
+    'movement': lambda: -w * g,
+  }[choose]()
+
+
+def largest(score: np.ndarray, count: int) -> np.ndarray:
+  """Where the `count` largest are in the flattened array, ascending; of equals the first are taken."""
+  return np.sort(np.argsort(-score, axis=None, kind='stable')[:count]).astype(np.int32)

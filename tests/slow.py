@@ -1,6 +1,6 @@
 """Tests that are left to `make test-slow`: whole runs, and what one case in `make test` stands for.
 
-Patterns of node ids; a whole function may as well have `@pytest.mark.slow` where it is. What is here takes some 13
+Patterns of node ids; a whole function may as well have `@pytest.mark.slow` where it is. What is here takes some 15
 minutes of one core, and `make test` is to stay below a quarter of an hour on two.
 """
 
@@ -22,7 +22,7 @@ PATTERNS = (
   r'cli/test_scratch\.py::test_a_run_is_judged_resumed',
   r'configs/test_configs\.py::test_it_is_read_with_a_method\[(?!classify)',
   r'configs/test_published\.py::test_what_trains_is_what_peft_counts',
-  rf'contract/test_methods\.py::test_scanned_layers_are_the_unrolled_ones\[({_KIN})\]',
+  rf'contract/test_methods\.py::test_(scanned_layers_are_the_unrolled_ones|eight_devices_are_one)\[({_KIN})\]',
   r'contract/test_tasks\.py::test_it_trains_and_is_evaluated\[(?!classify)',
   r'evals/test_report_run\.py::test_answers_before_and_after',
   r'examples/test_optimizer_example\.py::test_the_readme_tells',

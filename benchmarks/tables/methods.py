@@ -51,7 +51,7 @@ _PAIRS['without'] = ('head', 'prompt', 'p_tuning')
 _SCORES = {'paraphrase': 1, 'not_paraphrase': 0}
 DATA: dict[str, dict[str, Any]] = {  # `rows`: of training; the most tokens: of about 95 % of the texts
   'sst2': {**_CLASSIFY, 'metric': 'accuracy', 'rows': 1000, 'max_length': 48},
-  'cola': {**_CLASSIFY, 'metric': 'roc_auc', 'rows': 800, 'max_length': 24},
+  'cola': {**_CLASSIFY, 'metric': 'roc_auc', 'rows': 600, 'max_length': 24},
   'mrpc': {**_PAIRS, 'metric': 'roc_auc', 'rows': 240, 'max_length': 40, 'scores': _SCORES},
   'stsb': {**_PAIRS, 'metric': 'spearman', 'rows': 320, 'max_length': 24},
 }

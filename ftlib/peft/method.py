@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection
 from typing import Any, ClassVar
 
 import jax
@@ -133,15 +133,17 @@ def added(name: str) -> bool:
   return 'adapter' in name.split('/')
 
 
-def besides(also: str, names: Iterable[str]) -> set[str]:
+def besides(also: str, names: Collection[str]) -> set[str]:
   """The names of base parameters that a method's `also` is found in, none for ''.
 
-  Raises `InputError` where it is found in none, unless it is of parts that some tasks alone have (`_PARTS`), as the
-  defaults are ('^head/'): a language model has none of these.
+  Raises `InputError` where it is found in none, unless the model has no 'head/' and `also` is of parts that go by the
+  task (`_PARTS`), as the defaults are ('^head/'): a language model has none of these.
   """
+  if not also:
+    return set()
   parts = re.fullmatch(r'\^\(?(\w+(\|\w+)*)\)?/', also)
-  if not also or (parts and {*parts[1].split('|')} <= _PARTS):
-    return {n for n in names if also and re.search(also, n)}
+  if parts and {*parts[1].split('|')} <= _PARTS and not any(n.startswith('head/') for n in names):
+    return {n for n in names if re.search(also, n)}
   return {*trees.matching(also, names, field='method.also')}
 
 

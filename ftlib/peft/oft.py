@@ -19,6 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.nn import initializers
 
+from ftlib.base import linalg
 from ftlib.base.errors import InputError
 from ftlib.base.rng import Stream
 from ftlib.base.settings import setting
@@ -65,7 +66,7 @@ class Oft(Adapter):
     q = jnp.zeros((skew.shape[0], self.size, self.size)).at[:, rows, cols].set(skew)
     q, one = q - q.mT, jnp.eye(self.size)
     if self.terms == 0:
-      return 2 * inverse(q) - one  # as (I - Q) = 2 I - (I + Q)
+      return 2 * linalg.skew_inverse(q) - one  # as (I - Q) = 2 I - (I + Q)
     if self.terms == 2:
       return one + 2 * q
     r, power = one + 2 * q, q
@@ -84,32 +85,6 @@ class Oft(Adapter):
     blocks = kernel.reshape(-1, self.size, math.prod(kernel.shape[self.ins :]))
     turned = jnp.einsum('nst,nto->nso', self.rotation(), blocks, precision=HIGHEST)
     return turned.reshape(kernel.shape).astype(kernel.dtype), bias
-
-
-@jax.custom_jvp
-def inverse(q: jax.Array) -> jax.Array:
-  """(I + Q)^-1 of skew-symmetric Q [..., S, S] by Newton's iteration, X <- X (2 I - (I + Q) X) (Schulz 1933).
-
-  With the start 2 (I - Q) / (2 + s), s = ||Q||_F^2 / 2 being at least the largest eigenvalue of Q^T Q (they come in
-  pairs), I - (I + Q) X has a norm of at most s / (2 + s), whose square follows, and so on: a few products, where a
-  decomposition would go through the columns one by one. It is exact for Q = 0.
-  """
-  one = jnp.eye(q.shape[-1])
-  s = jnp.square(q).sum((-2, -1), keepdims=True) / 2
-
-  def refined(carry: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
-    x, apart = carry
-    left = jnp.matmul(one + q, x, precision=HIGHEST)
-    return jnp.matmul(x, 2 * one - left, precision=HIGHEST), apart**2
-
-  start = 2 * (one - q) / (2 + s), (s / (2 + s)).max()
-  return jax.lax.while_loop(lambda carry: carry[1] > 1e-8, refined, start)[0]
-
-
-@inverse.defjvp
-def _(primals: tuple[jax.Array], tangents: tuple[jax.Array]) -> tuple[jax.Array, jax.Array]:
-  x = inverse(*primals)
-  return x, -jnp.matmul(jnp.matmul(x, tangents[0], precision=HIGHEST), x, precision=HIGHEST)
 
 
 def build(config: Config, model: Model) -> Method:

@@ -1,5 +1,5 @@
-"""Decompositions of stacks: the same numbers and gradients as at once, and no standing still with as many devices as
-threads."""
+"""Stacks of matrices: decompositions, the same numbers and gradients as at once, an inverse, and no standing still with
+as many devices as threads."""
 
 from __future__ import annotations
 
@@ -56,6 +56,25 @@ def test_results_and_gradients_are_those_of_the_whole_stack(lead):
   np.testing.assert_allclose(
     total(functools.partial(linalg.each, jnp.linalg.solve)), total(jnp.linalg.solve), rtol=1e-4, atol=1e-5
   )
+
+
+@pytest.mark.parametrize('scale', [0.0, 1e-3, 0.1, 1.0, 30.0])
+def test_the_inverse_of_one_and_a_skew_symmetric_matrix(scale):
+  """Against NumPy in float64: values, both kinds of derivatives, and rotations that stay rotations."""
+  q = np.random.default_rng(0).normal(size=(3, 8, 8)).astype(np.float32) * np.float32(scale)
+  q = jnp.asarray(q - np.swapaxes(q, 1, 2))
+  wanted = np.linalg.inv(np.eye(8) + np.asarray(q, np.float64))
+  close = functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-5)
+  close(linalg.skew_inverse(q), wanted)
+  if not scale:
+    np.testing.assert_array_equal(linalg.skew_inverse(q), wanted)
+  r = 2 * linalg.skew_inverse(q) - jnp.eye(8)
+  close(r @ r.mT, np.broadcast_to(np.eye(8), r.shape))
+  total = lambda fn: lambda q: (fn(q) ** 3).sum()  # noqa: E731
+  plain = lambda q: jnp.linalg.inv(jnp.eye(8) + q)  # noqa: E731
+  np.testing.assert_allclose(jax.grad(total(linalg.skew_inverse))(q), jax.grad(total(plain))(q), rtol=1e-4, atol=2e-5)
+  curved = lambda fn: jax.jvp(jax.grad(total(fn)), (q,), (jnp.cos(q),))[1]  # noqa: E731
+  np.testing.assert_allclose(curved(linalg.skew_inverse), curved(plain), rtol=1e-3, atol=1e-4)
 
 
 def test_a_scan_on_every_core_ends():

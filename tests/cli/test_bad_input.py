@@ -31,6 +31,7 @@ SETTINGS = {
     ["method.target='attn/x$' matches none of the 14 sites", 'layers/*/attn/q', 'layers/*/mlp/down', 'pooler'],
   ),
   'no expression': ({'method__target': 'attn/('}, ["method.target='attn/('", 'no regular expression']),
+  'part of another task': ({'method__also': '^mlm/'}, ["method.also='^mlm/' matches none", 'head/out/kernel']),
   'also': ({'method__also': '^haed/'}, ["method.also='^haed/' matches none", 'head/out/kernel']),
   'rank': ({'method__rank': 64}, ['method.rank=64 is larger than a matrix of 32 x 32']),
   'warmup': ({'optim__warmup_steps': 9}, ['9 warmup steps', 'the run has 8', 'lower optim.warmup_steps']),

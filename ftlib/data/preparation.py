@@ -40,6 +40,7 @@ class Config:
   keep: str = ''  # 'column=value|value', several separated by ';': only rows that meet them all
   split_seed: int = setting(0, low=0, high=2**32 - 1)  # of the split alone: the run's seed leaves it as it is
   limit: int | None = setting(None, low=1)  # at most so many training rows
+  eval_limit: int | None = setting(None, low=1)  # at most so many rows of validation, and of test
   shots: int | None = setting(None, low=1)  # or so many of each label
   sampling: str = ''  # how often training rows are drawn: 'balanced', 'sqrt' or 'label=w,...' (ftlib/data/sampling.py)
   clean: str = ''  # what is done with every text: 'html,urls,...' or 'all' (ftlib/data/cleaning.py)
@@ -86,7 +87,9 @@ def load(cfg: Config, **columns: Any) -> Dataset:
   strata = label if kind in STRATIFIED else None
   splits = _arranged(splits, ratios, strata, cfg, notes)
   splits = cleaning.deduplicated(splits, texts or [label], label if texts else None, cfg.deduplicate, notes)
-  splits['train'] = _few(_limited(splits['train'], strata, cfg, notes), read, cfg, notes)
+  most = {name: cfg.limit if name == 'train' else cfg.eval_limit for name in splits}
+  splits = {name: _limited(rows, name, most[name], strata, cfg, notes) for name, rows in splits.items()}
+  splits['train'] = _few(splits['train'], read, cfg, notes)
   _note_duplicates(splits, texts or [label], notes)
   if label and kind in _CONFLICTING:
     cleaning.note_conflicts(splits['train'], texts, label, cfg.deduplicate, notes, sets=kind == 'labels')
@@ -261,12 +264,12 @@ def _divided(rows: Rows, ratios: Mapping[str, float], label: str | None, cfg: Co
   return parts
 
 
-def _limited(train: Rows, label: str | None, cfg: Config, notes: list[str]) -> Rows:
-  """At most `cfg.limit` rows, labels by their shares."""
-  if cfg.limit is None or cfg.limit >= len(train):
-    return train
-  notes.append(f'train: {cfg.limit} of {len(train)} rows taken (data.limit)')
-  return subset(train, splitting.some(_strata(train, label), cfg.limit, cfg.split_seed))
+def _limited(rows: Rows, name: str, most: int | None, label: str | None, cfg: Config, notes: list[str]) -> Rows:
+  """At most `most` rows of the split called `name`, labels by their shares."""
+  if most is None or most >= len(rows):
+    return rows
+  notes.append(f'{name}: {most} of {len(rows)} rows taken (data.{"limit" if name == "train" else "eval_limit"})')
+  return subset(rows, splitting.some(_strata(rows, label), most, cfg.split_seed))
 
 
 def _strata(rows: Rows, label: str | None) -> list:

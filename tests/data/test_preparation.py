@@ -235,6 +235,17 @@ def test_limit(tmp_path):
   assert 'data.limit' in failure(path, limit=0)
 
 
+def test_limit_of_what_is_judged_by(tmp_path):
+  path = folder(tmp_path, train=rows_of(90), dev=rows_of(60), test=rows_of(600))
+  data = prepared(path, eval_limit=100)
+  assert sizes(data) == {'train': 90, 'validation': 60, 'test': 100}
+  assert abs(Counter(r['label'] for r in data.splits['test'])['b'] - 100 / 3) < 1
+  assert [n for n in data.notes if 'taken' in n] == ['test: 100 of 600 rows taken (data.eval_limit)']
+  assert texts(data, 'test') == texts(prepared(path, eval_limit=100, limit=30), 'test')
+  assert data.fingerprint != prepared(path).fingerprint
+  assert 'data.eval_limit' in failure(path, eval_limit=0)
+
+
 @pytest.mark.parametrize('limit', [3, 10, 11, 30])
 def test_limit_holds_with_many_rare_labels(tmp_path, limit):
   rows = rows_of(300, label=lambda i: f'rare{i}' if i < 10 else 'common')

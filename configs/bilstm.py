@@ -8,7 +8,10 @@
 
 Data as for configs/classify.py, or as `task` reads them. The vocabulary is that of the training rows; of Chinese text
 every character is a word. With `method=head` the vectors of a file stay as they are, and all else trains. `model` is a
-folder that such a run was exported to, to go on from; without one a new model is made. Not measured yet.
+folder that such a run was exported to, to go on from; without one a new model is made.
+
+Measured on SST-2 (6,909 rows): accuracy 0.810 on validation, 0.818 on test (95 % interval: 0.799 to 0.835); two minutes
+of a core after compiling.
 """
 
 from ftlib import recipe

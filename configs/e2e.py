@@ -4,7 +4,12 @@
   python eval.py --workdir=runs/e2e --split=test
 
 Rows {"mr": "name[Alimentum], area[city centre]", "reference": "..."}; validation and test have a list `references`, of
-which the first counts for the loss. Rows are short, so several are packed into one. Not measured yet.
+which the first counts for the loss and all for BLEU and ROUGE, which 64 rows are generated for at every evaluation
+(all with `--config.task.answered=0`). Rows are short, so several are packed into one.
+
+Measured with `--config.train.steps=24 --config.train.eval_start=true --config.data.eval_limit=64`, a fifth of an epoch:
+BLEU on validation 2.7 before and 52.8 after, ROUGE-L 0.187 and 0.617, perplexity 11.9 and 4.6; on test BLEU 52.1
+(95 % interval 48.2 to 55.6), ROUGE-L 0.591. 2.3 % of the packed tokens are padding.
 """
 
 from ftlib import recipe

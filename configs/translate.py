@@ -6,7 +6,10 @@
 
 Rows {"en": "...", "zh": "..."}: `from` and `to` name the columns. At evaluations 64 sentences (all with
 `--config.task.answered=0`) are translated and judged, Chinese by its characters: chrF, which is what "best" goes by,
-BLEU (sacrebleu's `zh`) and TER. Not measured yet.
+BLEU (sacrebleu's `zh`) and TER.
+
+Measured with `--config.train.steps=24 --config.train.eval_start=true --config.data.eval_limit=64`: into Chinese, which
+SmolLM2 hardly knows, chrF on validation 0.8 before and 5.2 after, perplexity 16.5 and 8.2; on test chrF 5.1, BLEU 1.2.
 """
 
 from ftlib import recipe

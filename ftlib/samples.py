@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import json
 import os
@@ -25,7 +26,7 @@ from ftlib.io import workdir as files
 from ftlib.run import Run
 
 PREVIEWED = 8  # training documents
-NEW = 64  # the most tokens of an answer
+NEW = 64  # the most tokens of an answer, where the task does not say how it generates
 
 
 class Samples:
@@ -71,8 +72,9 @@ class Samples:
     run, known = self._run, self._run.dataset.splits['validation']
     if self._generator is None:
       room = run.method.model.config.max_length - run.method.tokens
-      stop = run.task.generation.stop if hasattr(run.task, 'generation') else ()
-      settings = Settings(max_new_tokens=max(1, min(NEW, room // 2)), stop=stop, batch_size=len(rows))
+      asked = getattr(run.task, 'generation', Settings(max_new_tokens=NEW))
+      most = max(1, min(asked.max_new_tokens, room // 2))
+      settings = dataclasses.replace(asked, max_new_tokens=most, batch_size=len(rows))
       generator = generators.of_run(run, own, frozen, settings, field='task.')
     else:
       generator = generators.renewed(self._generator, run, own, frozen)

@@ -28,11 +28,9 @@ def make(tmp_path_factory):
   for seed, (name, count) in enumerate((('train', 64), ('validation', 12))):
     (data / f'{name}.jsonl').write_text(''.join(json.dumps(r) + '\n' for r in rows(count, seed)))
 
-  def config(**values):
+  def config(task='sft', **values):
     made = tiny.config(llama, data, method='lora', train__steps=100, train__eval_every=50, optim__learning_rate=3e-2)
-    made.task, made.objective = (
-      recipe.component_section(s, n) for s, n in (('task', 'sft'), ('objective', 'language'))
-    )
+    made.task, made.objective = (recipe.component_section(s, n) for s, n in (('task', task), ('objective', 'language')))
     made.task.form, made.task.template, made.train.max_length, made.method.also = 'prompt', 'chat', 64, ''
     for name, value in values.items():
       section, field = name.split('__')
@@ -129,3 +127,23 @@ def test_no_samples_where_none_are_wanted_or_possible(make, tmp_path, monkeypatc
     assert lines(where, 'preview')
     assert not (where / 'eval' / 'samples.jsonl').exists()
     assert said == ['the report has no samples: prompt 0 is empty'] * at
+
+
+def test_samples_are_generated_as_the_task_generates(make, tmp_path, monkeypatch):
+  asked = []
+
+  def caught(run, own, frozen, settings, **kwargs):
+    asked.append(settings)
+    raise InputError('seen')
+
+  monkeypatch.setattr(samples.generators, 'of_run', caught)
+  own = {'task__max_new_tokens': 5, 'task__repetition_penalty': 1.5, 'task__stop': '!'}
+  for task, values in (('sft', {}), ('generate', own)):
+    built = run.build(make(task, **values))
+    samples.Samples(built, tmp_path, print).begin(*built.load())
+  room = built.method.model.config.max_length
+  assert [(s.max_new_tokens, s.repetition_penalty, s.stop) for s in asked] == [
+    (min(samples.NEW, room // 2), 1.0, ()),
+    (5, 1.5, ('!',)),
+  ]
+  assert asked[0].batch_size == asked[1].batch_size == 4  # the samples

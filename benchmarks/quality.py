@@ -48,7 +48,7 @@ def main() -> None:
   print(f'difference {gap:+.2f} points')
   args.output.parent.mkdir(exist_ok=True)
   setting = {'data': args.data.name, 'epochs': args.epochs, 'limit': args.limit}
-  row = {'setting': setting, 'rows': rows, 'means': means, 'points': gap, 'environment': workdir.environment()}
+  row = {'setting': setting, 'rows': rows, 'means': means, 'points': gap, 'environment': workdir.measured_on()}
   workdir.write_json(args.output, row)
 
 

@@ -91,7 +91,7 @@ def main() -> None:
       b.close()
       show(rows[-1])
   args.output.parent.mkdir(exist_ok=True)
-  workdir.write_json(args.output, {'rows': rows, 'environment': workdir.environment()})
+  workdir.write_json(args.output, {'rows': rows, 'environment': workdir.measured_on()})
 
 
 def ours(config: str, values: dict[str, Any]) -> Worker:

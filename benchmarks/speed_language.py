@@ -70,7 +70,7 @@ def main() -> None:
       a.close()
       b.close()
   args.output.parent.mkdir(exist_ok=True)
-  workdir.write_json(args.output, {'rows': rows, 'environment': workdir.environment()})
+  workdir.write_json(args.output, {'rows': rows, 'environment': workdir.measured_on()})
 
 
 def training_case(

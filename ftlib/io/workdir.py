@@ -179,6 +179,11 @@ def environment() -> dict[str, Any]:
   }
 
 
+def measured_on() -> dict[str, Any]:
+  """`environment` for results that are published: without what names the machine or its folders."""
+  return {k: v for k, v in environment().items() if k not in ('host', 'argv')}
+
+
 def git_state(root: str | os.PathLike[str]) -> dict[str, Any] | None:
   """{'commit', 'dirty'} of the checkout that `root` is the top of; None where it is none, or has no commit.
 

@@ -172,6 +172,7 @@ def test_environment_names_versions_machine_and_source_but_no_secrets(tmp_path, 
   )
   assert all(isinstance(env['versions'][p], str) for p in ('ftlib', 'jax', 'orbax-checkpoint', 'python'))
   assert env['argv'] == ['train.py', '--config=x.py']
+  assert set(env) - set(workdir.measured_on()) == {'host', 'argv'}
   assert env['devices']['backend'] == 'cpu'
   assert env['devices']['count'] >= 1
 

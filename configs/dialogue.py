@@ -4,8 +4,8 @@
   python eval.py --workdir=runs/dialogue --split=test
 
 Rows {"turns": ["...", "...", ...]}, spoken by user and assistant by turns. `--config.task.train_on=all` learns both. A
-model without a chat template, such as DialoGPT, takes `--config.task.chat_template=turns`. At evaluations the last turns
-of 64 conversations are generated (all with `--config.task.answered=0`).
+model without a chat template, such as DialoGPT, takes `--config.task.chat_template=turns`. At evaluations the last
+turns of 64 conversations are generated (all with `--config.task.answered=0`).
 
 Measured with `--config.train.batch_size=2 --config.train.steps=24 --config.train.eval_start=true
 --config.data.eval_limit=64` (a sixth of an epoch): perplexity on validation 30.9 before and 18.3 after, on test 18.8

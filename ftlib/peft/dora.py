@@ -12,7 +12,7 @@ Trainable: rank * (inputs + outputs) + outputs a site.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+import functools
 from typing import Any
 
 import jax
@@ -23,12 +23,13 @@ from ftlib.base.rng import Stream
 from ftlib.base.settings import setting
 from ftlib.models.layers import Proj, contract, param
 from ftlib.models.model import Model
-from ftlib.peft import lora_exchange
-from ftlib.peft.lora import Common, Lora, fill
-from ftlib.peft.lora_exchange import PEFT_TYPE, from_peft, to_peft  # noqa: F401
-from ftlib.peft.lora_patterns import patterns_of_peft, peft_patterns  # noqa: F401
-from ftlib.peft.lora_starts import FROM_KERNEL
+from ftlib.peft.lora import Lora
 from ftlib.peft.method import Method
+from ftlib.peft.parts import lora_exchange
+from ftlib.peft.parts.lora_exchange import PEFT_TYPE, from_peft, to_peft  # noqa: F401
+from ftlib.peft.parts.lora_patterns import patterns_of_peft, peft_patterns  # noqa: F401
+from ftlib.peft.parts.lora_sites import Common, fill
+from ftlib.peft.parts.lora_starts import FROM_KERNEL
 
 ROUNDING = 1e-6  # how far norms of the same matrix may lie apart that two programs or meshes compute
 
@@ -81,14 +82,9 @@ def _square(kernel: jax.Array, ins: int) -> jax.Array:
 
 def build(config: Config, model: Model) -> Method:
   """DoRA on every site that `target` matches."""
-  return fill(config, model, Dora)
+  return fill(config, model, Dora, from_kernel=True)
 
 
-def peft_config(config: Config) -> dict[str, Any]:
-  """The fields of `adapter_config.json` that follow from the config."""
-  return lora_exchange.peft_config(config, dora=True)
-
-
-def config_of_peft(values: Mapping[str, Any]) -> dict[str, Any]:
-  """Fields of the config from an `adapter_config.json`."""
-  return lora_exchange.config_of_peft(values, dora=True)
+peft_config, config_of_peft = (
+  functools.partial(form, dora=True) for form in (lora_exchange.peft_config, lora_exchange.config_of_peft)
+)

@@ -18,8 +18,8 @@ from ftlib.base.rng import Stream, dropout
 from ftlib.base.settings import setting
 from ftlib.models.layers import Axis, Proj, contract, param, size, uniform
 from ftlib.models.model import Model
-from ftlib.peft.exchange import pair_from_peft, pair_to_peft, renamed
 from ftlib.peft.method import Adapter, Method, Targets, adapt, check_rank
+from ftlib.peft.parts.exchange import pair_from_peft, pair_to_peft, renamed
 
 PEFT_TYPE = 'HIRA'
 

@@ -19,8 +19,8 @@ from ftlib.base.errors import InputError, listing
 from ftlib.base.rng import Stream
 from ftlib.models.layers import Proj, contract, param, shape
 from ftlib.models.model import Model
-from ftlib.peft.exchange import renamed
 from ftlib.peft.method import Adapter, Method, Targets, adapt
+from ftlib.peft.parts.exchange import renamed
 
 PEFT_TYPE = 'IA3'
 
@@ -66,11 +66,8 @@ class Inputs(Adapter):
 
 def build(config: Config, model: Model) -> Method:
   """A vector on every site that `target` or `feedforward` matches; a site that both match is an error."""
-  sites = list(model.sites())
-  outputs = trees.matching(config.target, sites, field='method.target', what='sites')
-  inputs = []
-  if config.feedforward:
-    inputs = trees.matching(config.feedforward, sites, field='method.feedforward', what='sites')
+  found = lambda name: trees.matching(getattr(config, name), model.sites(), field=f'method.{name}', what='sites')  # noqa: E731
+  outputs, inputs = found('target'), found('feedforward') if config.feedforward else []
   if both := sorted(set(outputs) & set(inputs)):
     raise InputError(
       f'method.target={config.target!r} and method.feedforward={config.feedforward!r} both match\n{listing(both)}\n'

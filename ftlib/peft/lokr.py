@@ -11,12 +11,10 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import nnx
 from jax.nn import initializers
 
@@ -24,10 +22,8 @@ from ftlib.base.rng import Stream
 from ftlib.base.settings import setting
 from ftlib.models.layers import Axis, Proj, param, shape, uniform
 from ftlib.models.model import Model
-from ftlib.peft.exchange import renamed
 from ftlib.peft.method import Adapter, Method, Targets, adapt
-
-PEFT_TYPE = 'LOKR'
+from ftlib.peft.parts.lokr_exchange import PEFT_TYPE, config_of_peft, from_peft, peft_config, to_peft  # noqa: F401
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,19 +84,3 @@ class Lokr(Adapter):
 def build(config: Config, model: Model) -> Method:
   """LoKr on every site that `target` matches."""
   return adapt(model, config.target, lambda site, name, salt: Lokr(site, config), also=config.also)
-
-
-_NAMES = {'w1': 'lokr_w1', 'b1': 'lokr_w1_a', 'a1': 'lokr_w1_b', 'w2': 'lokr_w2', 'b2': 'lokr_w2_a', 'a2': 'lokr_w2_b'}
-
-
-peft_config, config_of_peft = renamed(
-  {'rank': 'r', 'alpha': 'alpha', 'factor': 'decompose_factor', 'decompose_both': 'decompose_both'}
-)
-
-
-def to_peft(config: Config, leaves: Mapping[str, np.ndarray], site: Proj) -> dict[str, np.ndarray]:
-  return {_NAMES[name]: value.T for name, value in leaves.items()}
-
-
-def from_peft(config: Config, tensors: Mapping[str, np.ndarray], site: Proj) -> dict[str, np.ndarray]:
-  return {name: tensors[theirs].T for name, theirs in _NAMES.items() if theirs in tensors}

@@ -10,10 +10,11 @@ import dataclasses
 
 from ftlib.base.settings import setting
 from ftlib.models.model import Model
-from ftlib.peft.lora import Common, Lora, fill
-from ftlib.peft.lora_exchange import PEFT_TYPE, config_of_peft, from_peft, peft_config, to_peft  # noqa: F401
-from ftlib.peft.lora_patterns import patterns_of_peft, peft_patterns  # noqa: F401
+from ftlib.peft.lora import Lora
 from ftlib.peft.method import Method
+from ftlib.peft.parts.lora_exchange import PEFT_TYPE, config_of_peft, from_peft, peft_config, to_peft  # noqa: F401
+from ftlib.peft.parts.lora_patterns import patterns_of_peft, peft_patterns  # noqa: F401
+from ftlib.peft.parts.lora_sites import Common, fill
 
 
 @dataclasses.dataclass(frozen=True)

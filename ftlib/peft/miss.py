@@ -19,8 +19,8 @@ from ftlib.base.rng import Stream, dropout
 from ftlib.base.settings import setting
 from ftlib.models.layers import Axis, Proj, contract, param, shape, size
 from ftlib.models.model import Model
-from ftlib.peft.exchange import renamed
 from ftlib.peft.method import Adapter, Method, Targets, adapt
+from ftlib.peft.parts.exchange import renamed
 
 PEFT_TYPE = 'MISS'
 

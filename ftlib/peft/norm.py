@@ -8,8 +8,8 @@ from __future__ import annotations
 import dataclasses
 
 from ftlib.models.model import Model
-from ftlib.peft.exchange import renamed
 from ftlib.peft.method import Method, subset
+from ftlib.peft.parts.exchange import renamed
 
 PEFT_TYPE, COPY = 'LN_TUNING', 'ln_tuning_layers'  # PEFT trains a copy of a module, which lies in it under this name
 

@@ -23,14 +23,13 @@ from flax import nnx
 
 from ftlib.base import trees
 from ftlib.base.errors import InputError
-from ftlib.base.rng import Stream
 from ftlib.base.settings import setting
 from ftlib.base.types import ParamInfo
-from ftlib.models.bilstm import Direction
-from ftlib.models.layers import Axis, Proj, Prompt, normal, param, uniform
+from ftlib.models.layers import Axis, Prompt
 from ftlib.models.model import Model
-from ftlib.peft.method import Adapter, Method, adapt
-from ftlib.peft.virtual_tokens import TENSOR, check_length, virtual_tokens, whole
+from ftlib.peft.method import Method
+from ftlib.peft.parts.prompt_encoder import Encoder
+from ftlib.peft.parts.virtual_tokens import TENSOR, in_front, virtual_tokens, whole
 
 PEFT_TYPE = 'P_TUNING'
 SITE = 'embed/prompt/adapter'
@@ -46,50 +45,9 @@ class Config:
   also: str = '^head/'
 
 
-class Encoder(Adapter):
-  """`table` [P, D] and what makes the prompt of it."""
-
-  def __init__(self, site: Prompt, config: Config, dtype: Any):
-    embed = Axis('embed', site.axis.size)
-    self.kind, self.dtype = config.encoder, dtype
-    self.table = param((Axis('prompt', config.length), embed), normal(1.0))
-    h = config.hidden or embed.size
-    linear = lambda ins, outs: Proj((ins,), (outs,), init=uniform(ins.size))  # noqa: E731
-    hidden, both = Axis('hidden', h), Axis('hidden', 2 * h)
-    if self.kind == 'mlp':
-      self.first, self.second = linear(embed, hidden), linear(hidden, Axis('hidden_out', h))
-      self.out = linear(hidden, Axis('embed_out', embed.size))
-    elif self.kind == 'lstm':
-      self.forward_0, self.backward_0 = (Direction(h, embed, reverse=back) for back in (False, True))
-      self.forward_1, self.backward_1 = (Direction(h, both, reverse=back) for back in (False, True))
-      self.first = linear(both, Axis('hidden_out', 2 * h))
-      self.out = linear(both, Axis('embed_out', embed.size))
-
-  def __call__(self, site: Prompt, stream: Stream | None) -> jax.Array:
-    x = self.table[...].astype(self.dtype)
-    if self.kind == 'none':
-      return x
-    if self.kind == 'mlp':
-      return self.out(jax.nn.relu(self.second(jax.nn.relu(self.first(x)))))
-    one = jnp.ones((1, x.shape[0]), jnp.int32)
-    for layer in ((self.forward_0, self.backward_0), (self.forward_1, self.backward_1)):
-      x = jnp.concatenate([direction(x[None], one, None)[0] for direction in layer], -1)
-    return self.out(jax.nn.relu(self.first(x)))
-
-
 def build(config: Config, model: Model) -> Method:
   """An encoded prompt of `length` vectors."""
-  check_length(config.length, model)
-  return adapt(
-    model,
-    '^embed/prompt$',
-    lambda site, name, salt: Encoder(site, config, model.compute),
-    kind=Prompt,
-    also=config.also,
-    tokens=config.length,
-    packs=False,
-    identity=False,
-  )
+  return in_front(config, model, lambda site: Encoder(site, config, model.compute))
 
 
 def peft_config(config: Config) -> dict[str, Any]:

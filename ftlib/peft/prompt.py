@@ -12,7 +12,6 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import zlib
-from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -21,15 +20,21 @@ import numpy as np
 from ftlib.base.errors import InputError
 from ftlib.base.rng import Stream
 from ftlib.base.settings import setting
-from ftlib.base.types import Flat, ParamInfo
+from ftlib.base.types import Flat
 from ftlib.models.layers import Axis, Prompt, normal, param
 from ftlib.models.model import Model
-from ftlib.peft.method import Adapter, Method, adapt
-from ftlib.peft.virtual_tokens import TENSOR, check_length, virtual_tokens, whole
+from ftlib.peft.method import Adapter, Method
+from ftlib.peft.parts.prompt_exchange import (  # noqa: F401  # noqa: F401
+  NAME,
+  PEFT_TYPE,
+  config_of_peft,
+  from_peft_whole,
+  peft_config,
+  to_peft_whole,
+)
+from ftlib.peft.parts.virtual_tokens import ids_range, in_front
 
-NAME = 'embed/prompt/adapter/vectors'
 TABLE = 'embed/token/table'
-PEFT_TYPE = 'PROMPT_TUNING'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,13 +62,12 @@ class Vectors(Adapter):
 
 def build(config: Config, model: Model) -> Method:
   """A prompt of `length` vectors."""
-  check_length(config.length, model)
   for field, kind in (('init_text', 'text'), ('init_vocab', 'vocab')):
     if getattr(config, field) and config.init != kind:
       raise InputError(f"method.{field} is of use with method.init='{kind}' alone; init is {config.init!r}")
   if config.init == 'text' and not config.init_text.strip():
     raise InputError("method.init='text' wants method.init_text: an instruction, or the names of the classes")
-  first, stop = _range(config.init_vocab, model.config.vocab) if config.init_vocab else (0, model.config.vocab)
+  first, stop = ids_range(config.init_vocab, model.config.vocab) if config.init_vocab else (0, model.config.vocab)
 
   def prepare(flat: Flat, gradient: Any) -> Flat:
     if config.init == 'text':
@@ -73,44 +77,5 @@ def build(config: Config, model: Model) -> Method:
       ids = rng.choice(np.arange(first, stop), config.length, replace=config.length > stop - first)
     return {NAME: flat[TABLE][np.array(ids)].astype(np.float32)}
 
-  return adapt(
-    model,
-    '^embed/prompt$',
-    lambda site, name, salt: Vectors(site, config.length, config.std),
-    kind=Prompt,
-    also=config.also,
-    tokens=config.length,
-    packs=False,
-    identity=False,
-    prepare=None if config.init == 'random' else prepare,
-    text=config.init_text,
-  )
-
-
-def _range(text: str, vocab: int) -> tuple[int, int]:
-  first, _, stop = text.partition(':')
-  if not (first.isdecimal() and stop.isdecimal() and int(first) < int(stop) <= vocab):
-    raise InputError(f"method.init_vocab={text!r} is not a range 'first:stop' of the token ids 0 to {vocab}")
-  return int(first), int(stop)
-
-
-def peft_config(config: Config) -> dict[str, Any]:
-  """Where the vectors started is no matter of a trained adapter."""
-  return {'num_virtual_tokens': config.length, 'prompt_tuning_init': 'RANDOM'}
-
-
-def config_of_peft(values: Mapping[str, Any]) -> dict[str, Any]:
-  """The fields that follow from an adapter_config.json."""
-  return {'length': virtual_tokens(values)}
-
-
-def to_peft_whole(config: Config, flat: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-  """The one tensor of PEFT's file, [P, D]."""
-  return {TENSOR: np.asarray(flat[NAME], np.float32)}
-
-
-def from_peft_whole(
-  config: Config, tensors: Mapping[str, np.ndarray], info: Mapping[str, ParamInfo]
-) -> dict[str, np.ndarray]:
-  """The inverse of `to_peft_whole`."""
-  return {NAME: whole(tensors, info[NAME].shape)}
+  options = {'prepare': None if config.init == 'random' else prepare, 'text': config.init_text}
+  return in_front(config, model, lambda site: Vectors(site, config.length, config.std), **options)

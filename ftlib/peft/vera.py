@@ -8,7 +8,6 @@ that `projection_prng_key`. `d` starts at `d_initial`, `b` at zero. Trainable: r
 from __future__ import annotations
 
 import dataclasses
-import functools
 import math
 from collections.abc import Mapping
 
@@ -18,13 +17,13 @@ import numpy as np
 from jax.nn import initializers
 
 from ftlib.base import trees
-from ftlib.base.errors import InputError
 from ftlib.base.rng import Stream, dropout
 from ftlib.base.settings import setting
 from ftlib.models.layers import Axis, Proj, contract, param, shape, size
 from ftlib.models.model import Model
-from ftlib.peft.exchange import renamed
 from ftlib.peft.method import Adapter, Method, Targets, adapt
+from ftlib.peft.parts.exchange import renamed
+from ftlib.peft.parts.vera_matrices import projections, shared_from_peft, shared_to_peft  # noqa: F401
 
 PEFT_TYPE = 'VERA'
 
@@ -37,22 +36,6 @@ class Config(Targets):
   seed: int = setting(0, low=0, high=2**32 - 1)
   d_initial: float = setting(0.1)
   dropout: float = setting(0.0, low=0, below=1)
-
-
-@functools.lru_cache(maxsize=4)
-def projections(seed: int, rank: int, inputs: int, outputs: int) -> tuple[np.ndarray, np.ndarray]:
-  """`A` [inputs, R] and `B` [R, outputs], uniform within sqrt(6 / the inputs of each) (He et al. 2015).
-
-  The numbers are those of PyTorch's generator on a CPU, a Mersenne twister of 24 bits a number, filling the transposes.
-  """
-  twister = np.random.RandomState(seed)
-
-  def uniform(shape: tuple[int, int]) -> np.ndarray:
-    bound = np.float64(np.float32(math.sqrt(6 / shape[1])))
-    words = twister.randint(0, 2**32, size=shape, dtype=np.uint32) & np.uint32(2**24 - 1)
-    return (words * 2.0**-24 * (2 * bound) - bound).astype(np.float32).T
-
-  return uniform((rank, inputs)), uniform((outputs, rank))
 
 
 class Vera(Adapter):
@@ -100,22 +83,3 @@ def to_peft(config: Config, leaves: Mapping[str, np.ndarray], site: Proj) -> dic
 
 def from_peft(config: Config, tensors: Mapping[str, np.ndarray], site: Proj) -> dict[str, np.ndarray]:
   return {'d': tensors['vera_lambda_d'], 'b': tensors['vera_lambda_b'].reshape(shape(site.outs))}
-
-
-def shared_to_peft(config: Config, site: Proj) -> dict[str, np.ndarray]:
-  """Tensors of a PEFT file that belong to no site, by their whole names; any adapted site gives the same."""
-  a, b = projections(*site.adapter.drawn)
-  return {'base_model.vera_A': a.T, 'base_model.vera_B': b.T}
-
-
-def shared_from_peft(config: Config, tensors: Mapping[str, np.ndarray], site: Proj) -> None:
-  """Refuses a file whose matrices are not those that its key gives; rounding to a half precision passes."""
-  for name, ours in shared_to_peft(config, site).items():
-    theirs = tensors.get(name)
-    if theirs is None:
-      continue  # save_projection=False: PEFT itself draws them from the key
-    if theirs.shape != ours.shape or np.abs(theirs.astype(np.float32) - ours).max() > 2**-8 * np.abs(ours).max():
-      raise InputError(
-        f'{name} {list(theirs.shape)} is not what projection_prng_key={config.seed} gives ({list(ours.shape)}); '
-        'ftlib does not store these matrices: merge the adapter with PEFT, or train it anew'
-      )

@@ -17,7 +17,7 @@ from ftlib.base import lookup
 
 PACKAGE = pathlib.Path(ftlib.__file__).parent
 ROOT = PACKAGE.parent
-LONGEST, MEDIAN = 400, 150
+LONGEST, MEDIAN, METHOD = 400, 150, 90
 SELF_EXPLAINING = 8  # lines under which a public function may go without a docstring
 COMPONENTS = [(f, n) for f in ('models', 'objectives', 'optim', 'peft', 'tasks') for n in lookup.names(f)]
 LATER = re.compile(r'NotImplementedError|\b(TODO|FIXME|XXX)\b')
@@ -41,6 +41,11 @@ def test_no_file_is_long():
 def test_the_median_file_is_short():
   counts = [n for n in map(lines, files(of=PACKAGE)) if n]
   assert statistics.median(counts) <= MEDIAN
+
+
+@pytest.mark.parametrize('name', lookup.names('peft'))
+def test_a_method_is_read_at_once(name):
+  assert lines(PACKAGE / 'peft' / f'{name}.py') <= METHOD, 'what is large goes to ftlib/peft/parts'
 
 
 def test_tests_keep_up_with_the_code():

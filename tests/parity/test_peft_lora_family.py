@@ -12,8 +12,9 @@ from reference import inputs
 from test_reference import fresh, outputs
 
 from ftlib.base import trees
-from ftlib.peft import dora, lora, lora_fa, lora_patterns
+from ftlib.peft import dora, lora, lora_fa
 from ftlib.peft.method import added
+from ftlib.peft.parts import lora_patterns
 
 pytestmark = pytest.mark.reference
 

@@ -15,7 +15,8 @@ from ftlib.base.errors import InputError
 from ftlib.base.types import Head
 from ftlib.models import bert, stack
 from ftlib.models.layers import Axis, Proj
-from ftlib.peft import adalora, adalora_budget, ia3, miss, oft
+from ftlib.peft import adalora, ia3, miss, oft
+from ftlib.peft.parts import adalora_budget
 from tests import tiny
 
 EMBED, HEADS, SIZE = Axis('embed', 12), Axis('heads', 2), Axis('head_dim', 6)

@@ -9,7 +9,7 @@ from typing import Any
 
 from ftlib.base import trees
 from ftlib.base.errors import InputError
-from ftlib.peft.lora_starts import FROM_KERNEL
+from ftlib.peft.parts.lora_starts import FROM_KERNEL
 
 
 def numbers(config: Any, sites: Sequence[str]) -> tuple[dict[str, int], dict[str, float]]:

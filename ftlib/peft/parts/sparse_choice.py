@@ -1,4 +1,15 @@
-"""Which entries of a matrix train: the choices of `sparse.py` as scores, of which the largest are taken."""
+"""Which entries of a matrix train: the choices of `sparse.py` as scores, of which the largest are taken.
+
+fisher     largest mean of the squared gradients of single rows, the empirical Fisher information
+           (FISH mask, Sung et al. 2021, equation 4)
+magnitude  largest |w|
+gradient   largest |g|, g the mean gradient over the rows
+movement   largest -w g: the entries that a step of gradient descent moves away from zero (Sanh et al. 2020, whose
+           sum over steps is here one over the rows, at the pretrained weights)
+movers     largest |w' - w|, w' what w became in the finished run `of`: train whole, keep the movers, rewind to w
+           (LT-SFT, Ansell et al. 2022, after the lottery tickets of Frankle & Carbin 2019)
+random     a uniform sample without repetition, by the run's seed (SHiRA-rand, Bhardwaj et al. 2024)
+"""
 
 from __future__ import annotations
 

@@ -1,8 +1,16 @@
-"""AdaLoRA's budget: how many singular values are left after which step, and which (`adalora.py`)."""
+"""AdaLoRA's budget: how many singular values are left after which step, and which (Zhang et al. 2023; `adalora.py`).
+
+After step t a triple (column of P, singular value, row of Q) has the importance S = s(E_k) + mean s(P_ik) +
+mean s(Q_kj), s being the product of two running means of |w dL/dw|, its value's and its fluctuation's (equations 8 to
+11). Over all sites together the triples of least importance lose their singular value, so that on average b(t) a
+site are left: `init_rank` to step `tinit`, then falling with the cube of the time left (equation 12) to `target_rank`
+at `total_steps - tfinal`, from where on which are left stays.
+"""
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -13,6 +21,8 @@ from ftlib.base import trees
 from ftlib.base.types import Flat, Params
 from ftlib.models import stack
 from ftlib.peft.method import Adjust
+
+MEANS = tuple(f'{leaf}_{mean}' for leaf in 'aeb' for mean in ('sensitivity', 'uncertainty'))  # of each parameter, two
 
 
 def triples(tree: Params, sites: list[str]) -> dict[str, tuple[jax.Array, jax.Array, jax.Array]]:
@@ -72,3 +82,13 @@ def allocator(config: Any, sites: list[str]) -> Adjust:
     return trees.unflatten(values), trees.unflatten(saved)
 
   return adjust
+
+
+def off_orthogonal(of: Mapping[str, tuple[jax.Array, jax.Array, jax.Array]]) -> jax.Array:
+  """The mean over all matrices of the Frobenius norm of P^T P - I (or Q Q^T - I)."""
+  norms = []
+  for a, _, b in of.values():
+    for m in (a.mT, b):
+      gram = jnp.matmul(m, m.mT, precision=jax.lax.Precision.HIGHEST) - jnp.eye(m.shape[-2])
+      norms.append(jnp.sqrt(jnp.square(gram).sum((-2, -1)) + 1e-12).reshape(-1))  # its derivative at 0 is 0, not NaN
+  return jnp.concatenate(norms).mean()

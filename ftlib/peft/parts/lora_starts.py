@@ -1,4 +1,11 @@
-"""Where LoRA's A and B start (`init` of `lora.py`): drawn, or taken from the pretrained matrix."""
+"""Where LoRA's A and B start (`init` of `lora.py`): drawn, or taken from the pretrained matrix.
+
+`kaiming` is PEFT's own, uniform within 1 / sqrt(inputs), and `gaussian` a normal A of deviation 1 / rank; both with
+B = 0. `orthogonal` draws A and B so that B A = 0 (but for rounding). `pissa` (Meng et al. 2024, equations 2-4) takes A0
+and B0 from the first singular vectors of W, `olora` (Büyükakyüz 2024) from its QR; where the papers then train on
+W - s B0 A0, the frozen W stays here and y = W x + s (B A - B0 A0) x: the same function, identity at the start, and it
+leaves as a LoRA of twice the rank.
+"""
 
 from __future__ import annotations
 

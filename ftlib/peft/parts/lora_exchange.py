@@ -15,9 +15,9 @@ import numpy as np
 
 from ftlib.base.errors import InputError, listing
 from ftlib.models.layers import shape
-from ftlib.peft.exchange import pair_from_peft, pair_to_peft
-from ftlib.peft.lora_patterns import doubled
-from ftlib.peft.lora_starts import FROM_KERNEL
+from ftlib.peft.parts.exchange import pair_from_peft, pair_to_peft
+from ftlib.peft.parts.lora_patterns import doubled
+from ftlib.peft.parts.lora_starts import FROM_KERNEL
 
 PEFT_TYPE = 'LORA'
 INITS = {True: 'kaiming', False: 'kaiming', 'gaussian': 'gaussian', 'eva': 'kaiming', 'orthogonal': 'orthogonal'}

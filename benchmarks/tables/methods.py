@@ -9,7 +9,7 @@ data sets, and a row takes one to three minutes of one core. On a machine of two
 --methods A` and `taskset -c 1 ... --methods B`, take half the time of one on both, and may share a folder of results.
 
 `--costs`: optimizer and checkpoint bytes, peak memory, and a step's time over that of full fine-tuning and of LoRA, in
-turns in one process. On a quiet machine only.
+turns in one process (of a staged method the mean, and from the first stage to the last). On a quiet machine only.
 
 `--tune`: the learning rates. One rule for all: around the rate in `configs/methods.py` the grid x1/3, x1, x3; 1,000 of
 sst2's training rows in batches of 16, seed 100, and 400 other rows of its training file to judge by, so that neither
@@ -273,6 +273,8 @@ def cost(row: Row | None) -> list[str]:
     return [''] * 5
   sizes = [f'{row[k] / 1e6:.2f} MB' for k in ('opt_state_bytes', 'checkpoint_bytes')]
   ratios = [f'{row[k]:.2f}' for k in ('step_over_full', 'step_over_lora')]
+  if 'stages' in row:
+    ratios[0] += f' ({row["stages"][0]:.2f} to {row["stages"][-1]:.2f})'
   return [*sizes, *ratios, f'{row["peak_memory_bytes"] / 1e9:.2f} GB']
 
 

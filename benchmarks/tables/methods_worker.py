@@ -5,6 +5,7 @@ The job is JSON on standard input; a line `row {...}` comes on standard output a
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import pathlib
 import resource
@@ -21,6 +22,7 @@ sys.path[:0] = [str(ROOT), str(HERE)]
 from ftlib import cli  # noqa: E402, F401, I001 - sets the environment before JAX is imported
 
 import jax  # noqa: E402
+import numpy as np  # noqa: E402
 from table_parts import seeded  # noqa: E402
 
 from ftlib import config_file, peft_config, recipe, show  # noqa: E402
@@ -104,41 +106,61 @@ def tune(job: dict[str, Any]) -> Iterator[dict[str, Any]]:
 def costs(job: dict[str, Any]) -> Iterator[dict[str, Any]]:
   """One row: bytes, peak memory of the process with this method alone, and the step's time beside full and LoRA.
 
-  Medians over rounds in which the three take turns on one batch; a staged method is in its first stage.
+  Medians over rounds in which they take turns on one batch. A staged method has `stages`, the step of each of them over
+  full fine-tuning's; its other ratios are of the mean of a run, in which stages are of about one length.
   """
   data = next(iter(job['data'].values())) | {'batch_size': COST_ROWS}
   run = runs.build(config(job['method'], data))
   batch, here = run.batch(0)[1], _Stepper(run)
-  for _ in range(3):
-    here.seconds(batch)
+  starts = [0] if run.method.stages is None else run.method.stages.steps(run.steps)
+  for start in starts:
+    for _ in range(3):
+      here.at(start).seconds(batch)
   memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
   others = {n: _Stepper(runs.build(config(n, data))) for n in ('full', 'lora') if n != job['method']}
-  times: dict[str, list[float]] = {job['method']: [], **{n: [] for n in others}}
-  for i in range(ROUNDS + 1):
-    for name, stepper in {job['method']: here, **others}.items():
-      spent = stepper.seconds(batch)
-      times[name] += [spent] if i else []  # the first compiles
-  ratio = lambda n: statistics.median(a / b for a, b in zip(times[job['method']], times[n]))  # noqa: E731
+  stages = [turns(here.at(start), others, batch) for start in starts]
+  ratio = lambda n: statistics.mean(r.get(n, 1.0) for _, r in stages)  # noqa: E731
   yield {
     **show.counts(run),
     'checkpoint_bytes': trees.nbytes(storable(here.state)),
     'peak_memory_bytes': memory,
-    'step_seconds': statistics.median(times[job['method']]),
+    'step_seconds': statistics.mean(seconds for seconds, _ in stages),
     'step_over_full': ratio('full'),
     'step_over_lora': ratio('lora'),
+    **({'stages': [r['full'] for _, r in stages]} if len(stages) > 1 else {}),
     'tokens': list(batch['tokens'].shape),
   }
 
 
+def turns(one: _Stepper, others: dict[str, _Stepper], batch: Any) -> tuple[float, dict[str, float]]:
+  """(seconds of a step, {other: that over the other's}), medians of rounds; before the first all have compiled."""
+  own, ratios = [], {n: [] for n in others}
+  for stepper in (one, *others.values()):
+    stepper.seconds(batch)
+  for _ in range(ROUNDS):
+    own.append(one.seconds(batch))
+    for name, stepper in others.items():
+      ratios[name].append(own[-1] / stepper.seconds(batch))
+  return statistics.median(own), {n: statistics.median(r) for n, r in ratios.items()}
+
+
 class _Stepper:
-  """A run to be stepped: `state` is that after the steps so far."""
+  """A run to be stepped: `state` is that after the steps so far; of a staged one each step is the first of a stage."""
 
   def __init__(self, run: runs.Run):
-    self._run = run
+    self._run, self._first = run, 0
     own, self._frozen = run.load()
     self.state = run.start(own, self._frozen)
 
+  def at(self, first: int) -> _Stepper:
+    """Goes to the stage that begins at a step."""
+    self._first = first
+    return self
+
   def seconds(self, batch: Any) -> float:
+    if self._run.method.stages is not None:
+      step = jax.device_put(np.asarray(self._first, self.state.step.dtype), self.state.step.sharding)
+      self.state = dataclasses.replace(self.state, step=step)
     start = time.perf_counter()
     self.state, _ = jax.block_until_ready(self._run.train_step(self.state, self._frozen, batch))
     return time.perf_counter() - start

@@ -102,6 +102,8 @@ def test_table_has_a_column_for_every_cell(methods):
   assert len({line.count('|') for line in lines}) == 1
   assert [line.split('|')[1].strip() for line in lines] == ['method', '---', 'lora', 'full']
   assert '| 2.00 MB | 3.00 MB | 0.50 | 1.25 | 1.50 GB |' in lines[2]
+  staged = {'method': 'lora', **costs, 'peak_memory_bytes': 1.5e9, 'stages': [0.25, 0.4, 0.85]}
+  assert '| 0.50 (0.25 to 0.85) | 1.25 |' in methods.render(rows, [staged])
   assert 'stsb spearman, PEFT beside it' in lines[0]
   assert lines[2].split('|')[3:5] == [' 10.0 ± 0.0 ', '  ']
 

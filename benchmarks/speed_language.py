@@ -9,7 +9,8 @@ figure is the median over pairs of the ratio of counted tokens a second, padding
   generate  greedy decoding of 64 tokens behind 8 prompts of different length, key-value caches on both sides
 
 the first two with LoRA (rank 8, q and v, dropout 0.1) and full fine-tuning, AdamW, clipping. Also printed: seconds from
-the start of the process until the first step is done, with what is compiled at hand (`--cold`: without). Needs both
+the start of the process until the first step is done, with what is compiled at hand (`--cold`: without), and what ours
+went into: start, data (reading, templates, tokens), load (weights), compile, and the step itself. Needs both
 environments (`make .venv/sft .venv-reference/installed`). Results are kept in benchmarks/results/speed_language.json.
 """
 
@@ -139,14 +140,22 @@ def compare(case: str, method: str, a: Worker, b: Worker, *, rounds: int) -> dic
     'seconds_to_first_step': round(a.seconds_to_ready, 1),
     'peer_seconds_to_first_step': round(b.seconds_to_ready, 1),
     'losses': [round(p[i]['loss'], 3) for p in pairs for i in (2, 3)] if case in TRAINING else None,
+    'seconds': parts(a),
   }
   print(
     f'{case:8} {method:6} ftlib {first:7.1f} tokens/s, PyTorch {second:7.1f}: {row["ratio"]:.2f}x '
     f'({row["ratio_min"]:.2f}-{row["ratio_max"]:.2f}); first step after {a.seconds_to_ready:.0f} s and '
-    f'{b.seconds_to_ready:.0f} s',
+    f'{b.seconds_to_ready:.0f} s: ' + ', '.join(f'{name} {spent:.1f}' for name, spent in row['seconds'].items()),
     flush=True,
   )
   return row
+
+
+def parts(worker: Worker) -> dict[str, float]:
+  """What ftlib's seconds to the first step went into; 'start' is of the process and its imports."""
+  seconds = worker.ready.get('seconds', {})
+  start = worker.seconds_to_ready - sum(seconds.values())
+  return {name: round(spent, 1) for name, spent in {'start': start, **seconds}.items()}
 
 
 if __name__ == '__main__':

@@ -32,9 +32,12 @@ def main() -> None:
   parser.add_argument('--set', nargs='*', default=[], metavar='FIELD=VALUE')
   args = parser.parse_args()
   with contextlib.redirect_stdout(sys.stderr):
+    began = time.perf_counter()
     run = runs.build(config_file.load(args.config, [tuple(s.split('=', 1)) for s in args.set]))
+    built = time.perf_counter()
     trainable, frozen = run.load()
-    state = run.start(trainable, frozen)
+    state = jax.block_until_ready(run.start(trainable, frozen))
+    loaded = time.perf_counter()
     seen: set[int] = set()
     done = 0
     while len(seen) < len(run.edges) and done < 400:  # one step of each length: nothing is compiled while timed
@@ -44,7 +47,10 @@ def main() -> None:
         state, sums = run.train_step(state, frozen, batch)
       done += 1
     jax.block_until_ready(state.trainable)
-  print('ready', json.dumps({'compile_seconds': run.train_step.seconds, 'lengths': sorted(seen)}), flush=True)
+  compiling = run.train_step.seconds
+  parts = {'data': built - began, 'load': loaded - built, 'compile': compiling}
+  parts['step'] = time.perf_counter() - loaded - compiling
+  print('ready', json.dumps({'compile_seconds': compiling, 'lengths': sorted(seen), 'seconds': parts}), flush=True)
   done = 0
   for line in sys.stdin:
     words = line.split()

@@ -299,9 +299,9 @@ class Chat:
     start = self._start(conversation, k, whole)
     content = conversation[k]['content'].strip()
     body = whole.find(content, start)
-    same = next((i for i, (a, b) in enumerate(zip(whole, text)) if a != b), min(len(whole), len(text)))
-    if start <= same == len(whole):
+    if start <= len(whole) and text.startswith(whole):
       return start, len(whole.rstrip())
+    same = next((i for i, (a, b) in enumerate(zip(whole, text)) if a != b), min(len(whole), len(text)))
     ends = [*literal(self.tokenizer).names.finditer(text[:same], body + len(content))] if body >= 0 else []
     if start > same or not ends:
       raise Unstable(

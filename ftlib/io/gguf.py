@@ -336,7 +336,10 @@ def _raw(path: pathlib.Path, header: Header, name: str) -> np.ndarray:
   import gguf
 
   tensor = header.tensors[name]
-  return np.array(gguf.dequantize(_bytes(path, header, tensor), gguf.GGMLQuantizationType(tensor.kind)), np.float32)
+  kind = gguf.GGMLQuantizationType(tensor.kind)
+  stored, (_, size) = _bytes(path, header, tensor), gguf.GGML_QUANT_SIZES[kind]
+  rows = stored.reshape(-1, size * math.gcd(stored.size // size, 512))  # 16 rows are taken at once; blocks are short
+  return np.array(gguf.dequantize(rows, kind), np.float32).reshape(tensor.shape)
 
 
 def _bytes(path: pathlib.Path, header: Header, tensor: Tensor) -> np.ndarray:

@@ -10,7 +10,9 @@ A dialogue that is too long loses its beginning. ROUGE is of 64 generated summar
 Measured with `--config.train.batch_size=4 --config.train.steps=24 --config.train.eval_start=true
 --config.data.eval_limit=64` on the 180 training rows of SAMSum at hand: ROUGE-1 on validation (20 rows) 0.255 before
 and 0.367 after, ROUGE-L 0.203 and 0.306, perplexity 9.5 and 5.9; on 64 rows of test ROUGE-1 0.387 (95 % interval 0.344
-to 0.432), ROUGE-2 0.159, ROUGE-L 0.310.
+to 0.432), ROUGE-2 0.159, ROUGE-L 0.310. The same on the 450 of DialogSum with an `eval_limit` of 32: ROUGE-1 0.167
+before and 0.298 after, perplexity 10.5 and 5.0; on 32 rows of test ROUGE-1 0.253 (0.188 to 0.324), ROUGE-2 0.082,
+ROUGE-L 0.221.
 """
 
 from ftlib import recipe

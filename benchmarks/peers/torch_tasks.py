@@ -5,13 +5,15 @@ For the PyTorch environment; nothing of ftlib is imported:
   python benchmarks/peers/torch_tasks.py --model DIR --examples FILE.npz --output FILE.npz --kind tag --classes 9 \\
       --seed 0 --epochs 2 --batch-size 16 --learning-rate 1e-4
 
-FILE.npz has the ragged documents of both splits (`train_ids`, `train_types`, `train_offsets`, `validation_ids`, ...)
-and what their loss needs: `train_labels` of kind `classify` (int), `regress` (float), `multilabel` (0 or 1, [N, C]) and
-`marks` (int, with `train_marks` [N, M] and `validation_marks`, the tokens that are read), `train_targets` and
-`train_weights` a token of kind `tag`, `train_starts` and `train_ends` of kind `span`.
+FILE.npz has the ragged documents of both splits (`train_ids`, `train_types`, `train_offsets`, `validation_ids`, ...; of
+kind `embed` two a row, one behind the other) and what their loss needs: `train_labels` of kind `classify` (int),
+`multilabel` (0 or 1, [N, C]) and `marks` (int, with `train_marks` [N, M] and `validation_marks`, the tokens that are
+read), `train_targets` and `train_weights` a token of kind `tag`, `train_starts` and `train_ends` of kind `span`,
+`train_cosines` of kind `embed`.
 
 The models are transformers' own for these heads (`marks`: dropout and a linear layer over the hidden states of the
-marked tokens side by side), in float32 with the checkpoint's dropout; the losses are those they come with, in which
+marked tokens side by side; `embed`: no head, the cosine of the means of the hidden states of two documents, whose
+squared error is the loss), in float32 with the checkpoint's dropout; the losses are those they come with, in which
 every row, or word, of a batch counts the same. AdamW without decay, gradients clipped to a norm of 1, linear warmup
 over 6 % of the steps and then linearly to 0; every epoch is a new permutation; batches are padded to their longest row.
 The output has `logits` [rows, ...], of kinds `tag` and `span` padded with zeros, and `seconds` of training.
@@ -30,7 +32,6 @@ from torch.nn import functional
 
 CLASSES = {
   'classify': transformers.AutoModelForSequenceClassification,
-  'regress': transformers.AutoModelForSequenceClassification,
   'multilabel': transformers.AutoModelForSequenceClassification,
   'tag': transformers.AutoModelForTokenClassification,
   'span': transformers.AutoModelForQuestionAnswering,
@@ -56,6 +57,19 @@ class Marked(torch.nn.Module):
     return self.out(self.dropout(read))
 
 
+class Pair(torch.nn.Module):
+  """An encoder of two documents a row, of which the first ones of a batch come first; it gives their cosines [B, 1]."""
+
+  def __init__(self, folder: str):
+    super().__init__()
+    self.encoder = transformers.AutoModel.from_pretrained(folder, dtype=torch.float32)
+
+  def forward(self, **inputs: torch.Tensor) -> torch.Tensor:
+    mask = inputs['attention_mask'][..., None]
+    means = (self.encoder(**inputs).last_hidden_state * mask).sum(1) / mask.sum(1)
+    return functional.cosine_similarity(*means.chunk(2))[:, None]
+
+
 def main() -> None:
   args = parse()
   torch.set_num_threads(args.threads)
@@ -65,7 +79,7 @@ def main() -> None:
   splits = {
     s: {k.removeprefix(f'{s}_'): v for k, v in values.items() if k.startswith(s)} for s in ('train', 'validation')
   }
-  train, count = splits['train'], len(splits['train']['offsets']) - 1
+  train, count = splits['train'], rows_of(splits['train'])
   model = build(args, train)
   steps = args.epochs * math.ceil(count / args.batch_size)
   optimizer = torch.optim.AdamW(model.parameters(), lr=args.learning_rate, weight_decay=0.0)
@@ -92,7 +106,7 @@ def parse() -> argparse.Namespace:
   parser.add_argument('--model', required=True)
   parser.add_argument('--examples', required=True)
   parser.add_argument('--output', required=True)
-  parser.add_argument('--kind', choices=(*CLASSES, 'marks'), required=True)
+  parser.add_argument('--kind', choices=(*CLASSES, 'marks', 'embed'), required=True)
   parser.add_argument('--classes', type=int, required=True)
   parser.add_argument('--seed', type=int, default=0)
   parser.add_argument('--epochs', type=int, default=2)
@@ -105,11 +119,20 @@ def parse() -> argparse.Namespace:
 def build(args: argparse.Namespace, train: Arrays) -> torch.nn.Module:
   if args.kind == 'marks':
     return Marked(args.model, args.classes, train['marks'].shape[1])
+  if args.kind == 'embed':
+    return Pair(args.model)
   return CLASSES[args.kind].from_pretrained(args.model, num_labels=args.classes, dtype=torch.float32)
 
 
+def rows_of(split: Arrays) -> int:
+  documents = len(split['offsets']) - 1
+  return documents // 2 if 'cosines' in split else documents
+
+
 def batch(split: Arrays, rows: np.ndarray) -> dict[str, torch.Tensor]:
-  """The rows padded to the longest of them."""
+  """The rows padded to the longest of them; of two documents a row all first ones, and then all second ones."""
+  if 'cosines' in split:
+    rows = np.concatenate([2 * rows, 2 * rows + 1])
   starts, stops = split['offsets'][rows], split['offsets'][rows + 1]
   width = int((stops - starts).max())
   out = {name: np.zeros((len(rows), width), np.int64) for name in ('input_ids', 'token_type_ids', 'attention_mask')}
@@ -123,7 +146,7 @@ def batch(split: Arrays, rows: np.ndarray) -> dict[str, torch.Tensor]:
 
 def logits(model: torch.nn.Module, kind: str, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
   """[B, C], or [B, L, C] of kind tag and [B, L, 2] of kind span."""
-  if kind == 'marks':
+  if kind in ('marks', 'embed'):
     return model(**inputs)
   found = model(**inputs)
   return torch.stack([found.start_logits, found.end_logits], dim=-1) if kind == 'span' else found.logits
@@ -140,9 +163,9 @@ def loss(kind: str, found: torch.Tensor, split: Arrays, rows: np.ndarray) -> tor
   if kind == 'span':
     ends = [torch.from_numpy(split[name][rows].astype(np.int64)) for name in ('starts', 'ends')]
     return sum(functional.cross_entropy(found[..., i], y) for i, y in enumerate(ends)) / 2
+  if kind == 'embed':
+    return functional.mse_loss(found[:, 0], torch.from_numpy(split['cosines'][rows]))
   labels = torch.from_numpy(split['labels'][rows])
-  if kind == 'regress':
-    return functional.mse_loss(found[:, 0], labels.float())
   if kind == 'multilabel':
     return functional.binary_cross_entropy_with_logits(found, labels.float())
   return functional.cross_entropy(found, labels.long())
@@ -150,7 +173,7 @@ def loss(kind: str, found: torch.Tensor, split: Arrays, rows: np.ndarray) -> tor
 
 @torch.no_grad()
 def judged(model: torch.nn.Module, args: argparse.Namespace, split: Arrays) -> np.ndarray:
-  count, parts = len(split['offsets']) - 1, []
+  count, parts = rows_of(split), []
   for i in range(0, count, args.batch_size):
     parts.append(logits(model, args.kind, batch(split, np.arange(i, min(i + args.batch_size, count)))).numpy())
   if parts[0].ndim == 2:

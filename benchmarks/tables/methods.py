@@ -104,11 +104,8 @@ def subset(args: argparse.Namespace, name: str, folder: pathlib.Path, *, judge_b
   """The folder of a data set's rows (`table_parts.subset`)."""
   target = folder / f'{name}-{judge_by}'
   rows = args.rows or (TUNING_ROWS if judge_by == 'train' else DATA[name]['rows'])
-  table_parts.subset(args.data / name, target, rows=rows, judged=args.judged, judge_by=judge_by)
-  for path in target.glob('*.jsonl') if 'scores' in DATA[name] else ():
-    read = map(json.loads, path.read_text(encoding='utf-8').splitlines())
-    lines = [json.dumps({**row, 'score': DATA[name]['scores'][row['label']]}) for row in read]
-    path.write_text('\n'.join(lines) + '\n', encoding='utf-8')
+  options = {'rows': rows, 'judged': args.judged, 'judge_by': judge_by, 'scores': DATA[name].get('scores')}
+  table_parts.subset(args.data / name, target, **options)
   return target
 
 

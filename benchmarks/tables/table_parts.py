@@ -6,7 +6,7 @@ import argparse
 import dataclasses
 import json
 import pathlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -15,8 +15,19 @@ Row = dict[str, Any]
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 
 
-def subset(source: pathlib.Path, target: pathlib.Path, *, rows: int, judged: int, judge_by: str = 'validation') -> None:
-  """Makes `target` with train.jsonl and validation.jsonl: rows drawn once, the latter from `judge_by`, none in both."""
+def subset(
+  source: pathlib.Path,
+  target: pathlib.Path,
+  *,
+  rows: int,
+  judged: int,
+  judge_by: str = 'validation',
+  scores: Mapping[str, float] | None = None,
+) -> None:
+  """Makes `target` with train.jsonl and validation.jsonl: rows drawn once, the latter from `judge_by`, none in both.
+
+  `scores`: {label: what a row of it gets as `score`}.
+  """
   target.mkdir()
   read = lambda s: (source / f'{s}.jsonl').read_text(encoding='utf-8').splitlines()  # noqa: E731
   lines = {s: read(s) for s in ('train', judge_by)}
@@ -24,6 +35,8 @@ def subset(source: pathlib.Path, target: pathlib.Path, *, rows: int, judged: int
   others = order['train'][rows:] if judge_by == 'train' else order[judge_by]
   for split, where, which in (('train', 'train', order['train'][:rows]), ('validation', judge_by, others[:judged])):
     chosen = [lines[where][i] for i in which]
+    if scores:
+      chosen = [json.dumps({**row, 'score': scores[row['label']]}) for row in map(json.loads, chosen)]
     (target / f'{split}.jsonl').write_text('\n'.join(chosen) + '\n', encoding='utf-8')
 
 

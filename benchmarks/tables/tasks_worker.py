@@ -92,7 +92,9 @@ def peer(run: runs.Run, job: dict[str, Any], seed: int, folder: pathlib.Path) ->
 
 
 def judged(run: runs.Run, logits: np.ndarray, metric: str) -> float:
-  """The metric of logits over the validation split, [documents, ...] in its order."""
+  """The metric of logits over the validation split, [documents, ...] in its order; of vectors, of cosines [rows, 1]."""
+  if run.task.head.kind == 'embed':
+    return float(run.task.metrics(run.examples['validation'], {'cosine': logits[:, 0]})[metric])
   examples, at = run.examples['validation'].unpacked, []
 
   def batches() -> Iterator[Any]:

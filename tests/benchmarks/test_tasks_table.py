@@ -12,7 +12,7 @@ import jax
 import numpy as np
 import pytest
 
-from ftlib import run
+from ftlib import recipe, run
 from ftlib.base import trees
 from ftlib.models import stack
 from tests import tiny
@@ -103,3 +103,23 @@ def test_logits_of_others_are_judged_as_ones_own(tiny_bert, toy_data, monkeypatc
   for name in ('log_loss', 'roc_auc'):
     assert worker.judged(built, logits, name) == pytest.approx(metrics[name], abs=1e-6)
   assert worker.judged(built, logits[::-1], 'log_loss') != pytest.approx(metrics['log_loss'], abs=1e-4)
+
+
+def test_cosines_of_others_are_judged_as_ones_own(tiny_bert, tmp_path, monkeypatch):
+  monkeypatch.setattr(sys, 'path', [str(FOLDER), *sys.path])
+  worker = module('tasks_worker')
+  for split in ('train', 'validation'):
+    rows = zip(tiny.rows(24, 0), tiny.rows(24, 5))
+    lines = [{'text_a': a['text'], 'text_b': b['text'], 'score': i % 6} for i, (a, b) in enumerate(rows)]
+    (tmp_path / f'{split}.jsonl').write_text(''.join(json.dumps(r) + '\n' for r in lines))
+  c, small = recipe.recipe(task='embed', method='full', optim='adamw'), tiny.config(tiny_bert, tmp_path)
+  for section in ('model', 'data', 'train', 'mesh'):
+    c[section] = small[section]
+  built = run.build(c)
+  own, frozen = built.load()
+  metrics, predictions = built.evaluate(own, frozen, 'validation')[:2]
+  assert worker.judged(built, predictions['cosine'][:, None], 'spearman') == pytest.approx(
+    metrics['spearman'], abs=1e-9
+  )
+  other = worker.judged(built, predictions['cosine'][::-1, None], 'spearman')
+  assert other != pytest.approx(metrics['spearman'], abs=1e-4)

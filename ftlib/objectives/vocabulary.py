@@ -33,7 +33,7 @@ def nll_sum(
   chunk: int = 1024,
   smoothing: float = 0.0,
 ) -> tuple[jax.Array, jax.Array]:
-  """(sum of weight * -log p(target), sum of weight where the target is the likeliest), float32 [].
+  """(sum of weight * -log p(target), sum of weight where no word is likelier than the target), float32 [].
 
   `chunk`: about how many positions of the batch have their logits at once. Positions of weight 0 may hold any target.
   `smoothing` s: the target has the share 1 - s, and s is dealt out over the vocabulary (Szegedy et al. 2016).
@@ -49,7 +49,7 @@ def token_nll(unembed: Unembed, hidden_BLD: jax.Array, targets_BL: jax.Array, *,
 
   @jax.checkpoint
   def one(h_BSD: jax.Array, targets_BS: jax.Array) -> jax.Array:
-    return _nll(unembed(h_BSD).astype(jnp.float32), targets_BS)
+    return _read(unembed(h_BSD).astype(jnp.float32), targets_BS)[0]
 
   _, nll_CBS = jax.lax.scan(lambda _, x: (None, one(*x)), None, pieces)
   batch, length = targets_BL.shape
@@ -71,12 +71,11 @@ def divergence_sum(outputs: Outputs, others: Outputs, weights_BL: jax.Array, *, 
 def token_scores(
   unembed: Unembed, hidden_BLD: jax.Array, targets_BL: jax.Array, *, chunk: int = 1024
 ) -> tuple[jax.Array, jax.Array]:
-  """(-log p(target), whether the target is the likeliest) of every position, float32 and bool [B, L]; no derivative."""
+  """(-log p(target), whether no word is likelier) of every position, float32 and bool [B, L]; no derivative."""
   pieces = _pieces((hidden_BLD, targets_BL), chunk)
 
   def one(_, x: tuple[jax.Array, jax.Array]):
-    logits_BSV, targets_BS = unembed(x[0]), x[1]
-    return None, (_nll(logits_BSV, targets_BS), logits_BSV.argmax(-1) == targets_BS)
+    return None, _read(unembed(x[0]).astype(jnp.float32), x[1])[:2]
 
   _, scores_CBS = jax.lax.scan(one, None, pieces)
   batch, length = targets_BL.shape
@@ -110,23 +109,27 @@ def _pieces(arrays: tuple[jax.Array, ...], chunk: int) -> tuple[jax.Array, ...]:
   return tuple(map(cut, arrays))
 
 
-def _nll(logits_BSV: jax.Array, targets_BS: jax.Array, smoothing: float = 0.0) -> jax.Array:
+def _read(logits_BSV: jax.Array, targets_BS: jax.Array, smoothing: float = 0.0) -> tuple[jax.Array, ...]:
+  """(-log p(target), whether no word is likelier, both [B, S], p [B, S, V]), in as few passes over the logits as there
+  can be: a largest one, which also says what is right, and a sum of exponentials."""
   own_BS = jnp.take_along_axis(logits_BSV, targets_BS[..., None], axis=-1)[..., 0]
-  if smoothing:
-    own_BS = (1 - smoothing) * own_BS + smoothing * logits_BSV.mean(-1)
-  return jax.nn.logsumexp(logits_BSV, axis=-1) - own_BS
+  top_BS = jax.lax.stop_gradient(logits_BSV.max(-1))  # for range alone: what it adds it takes away
+  exps_BSV = jnp.exp(logits_BSV - top_BS[..., None])
+  total_BS = exps_BSV.sum(-1)
+  wanted_BS = (1 - smoothing) * own_BS + smoothing * logits_BSV.mean(-1) if smoothing else own_BS
+  return jnp.log(total_BS) + top_BS - wanted_BS, own_BS >= top_BS, exps_BSV / total_BS[..., None]
 
 
-def _sums(logits_BSV: jax.Array, targets_BS: jax.Array, weights_BS: jax.Array, smoothing: float) -> tuple:
-  right_BS = logits_BSV.argmax(-1) == targets_BS
-  return (weights_BS * _nll(logits_BSV, targets_BS, smoothing)).sum(), (weights_BS * right_BS).sum()
+def _sums(nll_BS: jax.Array, right_BS: jax.Array, weights_BS: jax.Array) -> tuple[jax.Array, jax.Array]:
+  return (weights_BS * nll_BS).sum(), (weights_BS * right_BS).sum()
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
 def _summed(fn: Callable, smoothing: float, h_CBSD: jax.Array, consts: list[Any], targets_CBS, weights_CBS):
   def body(total, x):
     h, targets, weights = x
-    return jax.tree.map(jnp.add, total, _sums(fn(h, *consts).astype(jnp.float32), targets, weights, smoothing)), None
+    nll, right, _ = _read(fn(h, *consts).astype(jnp.float32), targets, smoothing)
+    return jax.tree.map(jnp.add, total, _sums(nll, right, weights)), None
 
   zero = jnp.zeros((), jnp.float32)
   return jax.lax.scan(body, (zero, zero), (h_CBSD, targets_CBS, weights_CBS))[0]
@@ -147,9 +150,9 @@ def _summed_forward(fn, smoothing, h_CBSD, consts, targets_CBS, weights_CBS):
     logits, pull = jax.vjp(lambda h, own: fn(h, *merged(own)).astype(jnp.float32), h, own)
     own_BSV = jax.lax.broadcasted_iota(jnp.int32, logits.shape, 2) == targets[..., None]
     wanted_BSV = (1 - smoothing) * own_BSV + smoothing / logits.shape[-1]
-    d_logits = (jax.nn.softmax(logits, axis=-1) - wanted_BSV) * weights[..., None]
-    d_h, d_own = pull(d_logits)
-    sums = jax.tree.map(jnp.add, sums, _sums(logits, targets, weights, smoothing))
+    nll, right, p_BSV = _read(logits, targets, smoothing)
+    d_h, d_own = pull((p_BSV - wanted_BSV) * weights[..., None])
+    sums = jax.tree.map(jnp.add, sums, _sums(nll, right, weights))
     return (sums, jax.tree.map(lambda a, b: a + b.astype(a.dtype), grads, d_own)), d_h
 
   zero = jnp.zeros((), jnp.float32)

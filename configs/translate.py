@@ -10,6 +10,8 @@ BLEU (sacrebleu's `zh`) and TER.
 
 Measured with `--config.train.steps=24 --config.train.eval_start=true --config.data.eval_limit=64`: into Chinese, which
 SmolLM2 hardly knows, chrF on validation 0.8 before and 5.2 after, perplexity 16.5 and 8.2; on test chrF 5.1, BLEU 1.2.
+Into German with `--config.train.batch_size=4` as well: chrF 14.9 and 18.3, BLEU 0.2 and 2.0, perplexity 31.7 and 21.0;
+on test chrF 17.6, BLEU 1.6 (0.6 to 2.7), TER 132.8.
 """
 
 from ftlib import recipe

@@ -13,6 +13,7 @@ import os
 import pathlib
 import time
 import zipfile
+from collections.abc import Iterator
 
 import jax
 import numpy as np
@@ -25,6 +26,7 @@ from ftlib.evals import evaluate
 from ftlib.run import Run
 
 FILE = 'reference.npz'
+EVERY = 15.0  # seconds
 
 
 def needed(run: Run) -> bool:
@@ -40,20 +42,32 @@ def compute(run: Run, own: Params, frozen: Params) -> None:
   """
   if not needed(run):
     return
-  began = time.perf_counter()
+  began, done, count = time.perf_counter(), 0, sum(map(len, run.examples.values()))
+  said = began
+  print(f'log-probabilities of {count:,} pairs by the starting model, once before the first step', flush=True)
 
   def predict(own: Params, frozen: Params, batch: Batch) -> dict[str, jax.Array]:
     return run.task.predict(run.method.model.apply(trees.join(own, frozen), batch, None), batch)
 
   step = jax.jit(predict, out_shardings=run.layout.replicated)
+
+  def batches(split: str) -> Iterator[tuple[np.ndarray, Batch]]:
+    """Those of a split, with a line every `EVERY` seconds."""
+    nonlocal done, said
+    for numbers, batch in run.eval_batches(split):
+      yield numbers, batch
+      done, now = done + len(numbers), time.perf_counter()
+      if now - said > EVERY:
+        said = now
+        print(f'  {done:,} of {count:,} after {now - began:.0f} s', flush=True)
+
   for split, examples in run.examples.items():
     one = lambda batch: ({}, step(own, frozen, batch))  # noqa: E731
-    _, found = evaluate.evaluate(one, run.eval_batches(split), rows=len(examples))
+    _, found = evaluate.evaluate(one, batches(split), rows=len(examples))
     if not {'chosen', 'rejected'} <= set(found):
       raise InputError('objective.name=preference is for pairs of answers: task.name=preference makes them')
     _attach(run, split, np.stack([found['chosen'], found['rejected']], 1).astype(np.float32))
-  count = sum(map(len, run.examples.values()))
-  print(f'log-probabilities of {count:,} pairs by the starting model: {time.perf_counter() - began:.1f} s', flush=True)
+  print(f'  all in {time.perf_counter() - began:.1f} s', flush=True)
 
 
 def without(run: Run) -> Run:

@@ -1,6 +1,7 @@
 """Preference tuning from pairs to a report: the reference is data, bad pairs are found, and eval.py says the same."""
 
 import json
+import re
 import shutil
 
 import numpy as np
@@ -113,7 +114,8 @@ def test_it_is_asked_as_it_was_trained(dpo, make):
   assert len(speaker.generator.generate([prompt])[0][0].tokens) <= 4
 
 
-def test_the_reference_is_the_starting_model(dpo, make, tmp_path):
+def test_the_reference_is_the_starting_model(dpo, make, tmp_path, monkeypatch, capsys):
+  monkeypatch.setattr(reference, 'EVERY', 0.0)
   with np.load(dpo / 'reference.npz') as file:
     there = {n: file[n] for n in file.files}
   assert sorted(there) == ['test', 'test.rows', 'train', 'train.rows', 'validation', 'validation.rows']
@@ -121,6 +123,9 @@ def test_the_reference_is_the_starting_model(dpo, make, tmp_path):
   assert there['train'].dtype == np.float32
   built = runs.build(make())
   reference.compute(built, *built.load())
+  said, total = capsys.readouterr().out, sum(map(len, built.examples.values()))
+  assert f'log-probabilities of {total} pairs' in said
+  assert re.findall(r'(\d+) of \d+ after', said)[-1] == str(total)  # every batch tells how far it is
   np.testing.assert_allclose(built.examples['test'].extra['reference'], there['test'], atol=1e-4)
   last = {r['step']: r for r in logged(dpo, 'validation')}[12]
   reward = 0.1 * (last['chosen_logp'] - there['validation'][:, 0].mean())

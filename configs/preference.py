@@ -9,7 +9,12 @@
 `--config.task.form=messages`, with lists of turns in the latter two. Start from a model that has been fine-tuned on
 answers already (`configs/sft.py`): DPO tells answers apart and does not teach to give them. The log-probabilities of
 the starting model are computed once, before the first step. `eval.py --config=...` judges the starting model, by the
-mean log-probabilities of the answers' tokens. No result is measured yet.
+mean log-probabilities of the answers' tokens.
+
+Measured with `--config.train.batch_size=8 --config.train.steps=24 --config.data.limit=192` on pairs made of e2e_nlg
+(what a row's facts say is chosen, what another row's say rejected; 63 pairs of validation, 64 of test): the chosen
+answer is ahead of the rejected one, compared with the starting model, in 88.9 % of validation and 76.6 % (95 % interval
+65.6 to 87.5) of test; half of them would be chance. The loss went from 0.693 to 0.678 (test 0.687), margins are small.
 """
 
 from ftlib import recipe

@@ -375,7 +375,7 @@ def test_a_real_program_refuses(tmp_path, toy_data, tiny_bert):
 
 
 def test_a_component_in_the_users_folder(tmp_path):
-  (tmp_path / 'my_method.py').write_text((ROOT / 'ftlib/peft/lora.py').read_text().replace('rank: int', 'Rank: int'))
+  (tmp_path / 'my_method.py').write_text((ROOT / 'ftlib/peft/miss.py').read_text().replace('rank: int', 'Rank: int'))
   config = f'--config={CLASSIFY}:method=my_method.lora'
   done = _python(str(ROOT / 'train.py'), config, '--workdir=run', cwd=tmp_path)
   assert done.returncode == 2

@@ -24,6 +24,7 @@ import jax  # noqa: E402
 import jax.numpy as jnp  # noqa: E402
 
 from ftlib.io import workdir  # noqa: E402
+from ftlib.objectives import language  # noqa: E402
 from ftlib.objectives.vocabulary import nll_sum  # noqa: E402
 from ftlib.optimizer_trial import alternated  # noqa: E402
 
@@ -38,6 +39,7 @@ class Loss:
     hidden = jax.random.normal(keys[0], (ROWS, LENGTH, args.width))
     table = 0.02 * jax.random.normal(keys[1], (args.vocabulary, args.width))
     targets = jax.random.randint(keys[2], (ROWS, LENGTH), 0, args.vocabulary)
+    weights = jnp.ones((ROWS, LENGTH))
 
     def plain(hidden: jax.Array, table: jax.Array) -> jax.Array:
       logits = hidden @ table.T
@@ -45,7 +47,7 @@ class Loss:
       return (jax.nn.logsumexp(logits, -1) - own).mean()
 
     def pieces(hidden: jax.Array, table: jax.Array) -> jax.Array:
-      return nll_sum(lambda h: h @ table.T, hidden, targets, jnp.ones((ROWS, LENGTH)))[0] / (ROWS * LENGTH)
+      return nll_sum(lambda h: h @ table.T, hidden, targets, weights, chunk=args.chunk)[0] / weights.size
 
     own = (0,) if args.frozen else (0, 1)
     fn = jax.jit(jax.value_and_grad(pieces if chunked else plain, argnums=own))
@@ -63,13 +65,14 @@ def main() -> None:
   parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
   parser.add_argument('--vocabulary', type=int, default=49_152)
   parser.add_argument('--width', type=int, default=576)
+  parser.add_argument('--chunk', type=int, default=language.Config.chunk, help='positions with logits at once')
   parser.add_argument('--frozen', action='store_true', help='the table does not train')
   parser.add_argument('--rounds', type=int, default=9)
   parser.add_argument('--output', type=pathlib.Path, default=HERE / 'results' / 'vocabulary_loss.json')
   args = parser.parse_args()
   ours, plain = Loss(True, args), Loss(False, args)
   ratio, spent = alternated(ours, plain, rounds=args.rounds, seconds=600.0)
-  setting = {'vocabulary': args.vocabulary, 'width': args.width, 'frozen': args.frozen}
+  setting = {'vocabulary': args.vocabulary, 'width': args.width, 'chunk': args.chunk, 'frozen': args.frozen}
   row = {
     **setting,
     'time': round(ratio, 3),
@@ -79,8 +82,8 @@ def main() -> None:
     'apart': abs(ours.value - plain.value) / plain.value,
   }
   print(
-    f'vocabulary {args.vocabulary:,}, table {"frozen" if args.frozen else "trains"}: {row["time"]:.2f} of the time '
-    f'({spent:.2f} s), {row["memory"]:.1%} of the memory, values {row["apart"]:.1e} apart'
+    f'vocabulary {args.vocabulary:,}, table {"frozen" if args.frozen else "trains"}, chunk {args.chunk}: '
+    f'{row["time"]:.2f} of the time ({spent:.2f} s), {row["memory"]:.1%} of the memory, values {row["apart"]:.1e} apart'
   )
   kept = json.loads(args.output.read_text())['rows'] if args.output.exists() else []
   kept = [r for r in kept if any(r[k] != v for k, v in setting.items())]

@@ -11,7 +11,8 @@ figure is the median over pairs of the ratio of counted tokens a second, padding
 the first two with LoRA (rank 8, q and v, dropout 0.1) and full fine-tuning, AdamW, clipping. Also printed: seconds from
 the start of the process until the first step is done, with what is compiled at hand (`--cold`: without), and what ours
 went into: start, data (reading, templates, tokens), load (weights), compile, and the step itself. Needs both
-environments (`make .venv/sft .venv-reference/installed`). Results are kept in benchmarks/results/speed_language.json.
+environments (`make .venv/sft .venv-reference/installed`). Results are kept in benchmarks/results/speed_language.json, a row
+a case and method, in the place of the one before.
 """
 
 from __future__ import annotations
@@ -54,7 +55,7 @@ def main() -> None:
   gguf, folder = hf.resolve(MODEL), pathlib.Path(tempfile.mkdtemp())
   peer = [args.reference_python, str(HERE / 'peers' / 'torch_language.py'), '--model', str(gguf)]
   peer += ['--threads', str(os.cpu_count())]
-  rows = []
+  kept = json.loads(args.output.read_text())['rows'] if args.output.exists() else []
   for case in args.cases.split(','):
     for method in args.methods.split(',') if case in TRAINING else ('greedy',):
       if case in TRAINING:
@@ -67,11 +68,14 @@ def main() -> None:
         command = [sys.executable, str(HERE / 'peers' / 'ftlib_generate.py'), '--model', MODEL]
         a = Worker([*command, '--prompts', str(prompts), '--new', str(NEW)])
         b = Worker([*peer, '--prompts', str(prompts), '--new', str(NEW)])
-      rows.append(compare(case, method, a, b, rounds=args.rounds))
+      row = compare(case, method, a, b, rounds=args.rounds)
       a.close()
       b.close()
-  args.output.parent.mkdir(exist_ok=True)
-  workdir.write_json(args.output, {'rows': rows, 'environment': workdir.measured_on()})
+      kept = [r for r in kept if (r['case'], r['method']) != (case, method)]
+      environment = workdir.measured_on()
+      kept.append({**row, 'commit': environment['source']['commit']})
+      args.output.parent.mkdir(exist_ok=True)
+      workdir.write_json(args.output, {'rows': kept, 'environment': environment})
 
 
 def training_case(

@@ -11,8 +11,8 @@ figure is the median over pairs of the ratio of counted tokens a second, padding
 the first two with LoRA (rank 8, q and v, dropout 0.1) and full fine-tuning, AdamW, clipping. Also printed: seconds from
 the start of the process until the first step is done, with what is compiled at hand (`--cold`: without), and what ours
 went into: start, data (reading, templates, tokens), load (weights), compile, and the step itself. Needs both
-environments (`make .venv/sft .venv-reference/installed`). Results are kept in benchmarks/results/speed_language.json, a row
-a case and method, in the place of the one before.
+environments (`make .venv/sft .venv-reference/installed`). Results are kept in benchmarks/results/speed_language.json, a
+row a case and method, in the place of the one before.
 """
 
 from __future__ import annotations

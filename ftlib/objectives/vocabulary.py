@@ -33,7 +33,7 @@ def nll_sum(
   chunk: int = 1024,
   smoothing: float = 0.0,
 ) -> tuple[jax.Array, jax.Array]:
-  """(sum of weight * -log p(target), sum of weight where no word is likelier than the target), float32 [].
+  """(sum of weight * -log p(target), sum of weight where the target is the likeliest), float32 [].
 
   `chunk`: about how many positions of the batch have their logits at once. Positions of weight 0 may hold any target.
   `smoothing` s: the target has the share 1 - s, and s is dealt out over the vocabulary (Szegedy et al. 2016).
@@ -71,7 +71,7 @@ def divergence_sum(outputs: Outputs, others: Outputs, weights_BL: jax.Array, *, 
 def token_scores(
   unembed: Unembed, hidden_BLD: jax.Array, targets_BL: jax.Array, *, chunk: int = 1024
 ) -> tuple[jax.Array, jax.Array]:
-  """(-log p(target), whether no word is likelier) of every position, float32 and bool [B, L]; no derivative."""
+  """(-log p(target), whether the target is the likeliest) of every position, float32 and bool [B, L]; no derivative."""
   pieces = _pieces((hidden_BLD, targets_BL), chunk)
 
   def one(_, x: tuple[jax.Array, jax.Array]):
@@ -110,14 +110,15 @@ def _pieces(arrays: tuple[jax.Array, ...], chunk: int) -> tuple[jax.Array, ...]:
 
 
 def _read(logits_BSV: jax.Array, targets_BS: jax.Array, smoothing: float = 0.0) -> tuple[jax.Array, ...]:
-  """(-log p(target), whether no word is likelier, both [B, S], p [B, S, V]), in as few passes over the logits as there
-  can be: a largest one, which also says what is right, and a sum of exponentials."""
+  """(-log p(target), whether it is the likeliest, both [B, S], p [B, S, V]) by one sum of exponentials. Of equals the
+  first is the likeliest: logits of bfloat16 are often equal."""
   own_BS = jnp.take_along_axis(logits_BSV, targets_BS[..., None], axis=-1)[..., 0]
   top_BS = jax.lax.stop_gradient(logits_BSV.max(-1))  # for range alone: what it adds it takes away
   exps_BSV = jnp.exp(logits_BSV - top_BS[..., None])
   total_BS = exps_BSV.sum(-1)
   wanted_BS = (1 - smoothing) * own_BS + smoothing * logits_BSV.mean(-1) if smoothing else own_BS
-  return jnp.log(total_BS) + top_BS - wanted_BS, own_BS >= top_BS, exps_BSV / total_BS[..., None]
+  right_BS = logits_BSV.argmax(-1) == targets_BS
+  return jnp.log(total_BS) + top_BS - wanted_BS, right_BS, exps_BSV / total_BS[..., None]
 
 
 def _sums(nll_BS: jax.Array, right_BS: jax.Array, weights_BS: jax.Array) -> tuple[jax.Array, jax.Array]:

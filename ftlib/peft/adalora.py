@@ -22,7 +22,7 @@ from ftlib.base.settings import setting
 from ftlib.models.layers import Axis, Proj, contract, normal, param, size
 from ftlib.models.model import Model
 from ftlib.peft.method import Adapter, Method, Targets, adapt
-from ftlib.peft.parts.adalora_budget import MEANS, allocator, off_orthogonal, stretched, triples
+from ftlib.peft.parts.adalora_budget import MEANS, allocator, check_plan, off_orthogonal, stretched, triples
 from ftlib.peft.parts.adalora_exchange import PEFT_TYPE, config_of_peft, from_peft, peft_config, to_peft  # noqa: F401
 
 
@@ -44,14 +44,12 @@ class Config(Targets):
   orthogonal: float = setting(0.5, low=0)
 
   def __post_init__(self):
-    if self.target_rank > self.init_rank:
-      raise ValueError(f'target_rank={self.target_rank} is above init_rank={self.init_rank}')
-    if self.tinit >= self.total_steps - self.tfinal:
-      raise ValueError(f'tinit={self.tinit} and tfinal={self.tfinal} leave no step of total_steps={self.total_steps}')
+    check_plan(self)
 
 
 class AdaLora(Adapter):
-  """`a` [*ins, R] (Q transposed), `e` [R], `b` [R, *outs] (P transposed); of each two running means; `mask` [R]."""
+  """`a` [*ins, R] (Q transposed), `e` [R], `b` [R, *outs] (P transposed); of each the two running means; and `mask`
+  [R], 0 for the singular values that the last allocation took."""
 
   KEPT = (*MEANS, 'mask')
 
@@ -60,7 +58,8 @@ class AdaLora(Adapter):
     if config.init_rank > min(inputs, outputs):
       raise InputError(f'method.init_rank={config.init_rank} is larger than the {inputs} x {outputs} of {name}')
     rank = Axis('rank', config.init_rank)
-    for leaf, of in (('a', (*site.ins, rank)), ('e', (rank,)), ('b', (rank, *site.outs))):
+    axes = {'a': (*site.ins, rank), 'e': (rank,), 'b': (rank, *site.outs)}
+    for leaf, of in axes.items():
       setattr(self, leaf, param(of, initializers.zeros if leaf == 'e' else normal(0.02)))
       setattr(self, f'{leaf}_sensitivity', param(of, initializers.zeros))
       setattr(self, f'{leaf}_uncertainty', param(of, initializers.zeros))

@@ -2,9 +2,10 @@
 
 Each matrix of y + up(f(down(y))) is W = sum_i A_i (x) (s_i t_i) over i < n: the n x n matrices A_i are the
 same in every matrix of the model, s_i t_i is of rank 1 and its own. The norms of the layers train too. `up`'s t
-starts at zero, so the adapted model starts as the pretrained one. Trainable, with m = D / reduction rounded up to a
-multiple of n: 2 rank (D + m) + m + D an adapter, two a layer (one with target=mlp/out$: Compacter++); 4 D a layer in
-the norms; n^3 in all.
+starts at zero, so the adapted model starts as the pretrained one.
+
+Trainable, with m = D / reduction rounded up to a multiple of n: 2 rank (D + m) + m + D an adapter, two a layer (one
+with target=mlp/out$: Compacter++); 4 D a layer in the norms; n^3 in all.
 """
 
 from __future__ import annotations
@@ -13,19 +14,16 @@ import dataclasses
 from typing import Any
 
 import jax
-import jax.numpy as jnp
-from flax import nnx
 from jax.nn import initializers
 
 from ftlib.base.errors import InputError
 from ftlib.base.rng import Stream, dropout
 from ftlib.base.settings import setting
-from ftlib.models.layers import ACTIVATIONS, Axis, Hidden, Init, Shared, contract, param
+from ftlib.models.layers import ACTIVATIONS, Axis, Hidden, Shared, param
 from ftlib.models.model import Model
 from ftlib.peft import houlsby
-from ftlib.peft.method import Adapter, Method, adapt, adapt_more, check_rank
-
-GLOROT = initializers.glorot_uniform(batch_axis=0)  # of each factor by itself
+from ftlib.peft.method import Adapter, Method, adapt, adapt_more
+from ftlib.peft.parts.kronecker import GLOROT, Kronecker
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,25 +46,6 @@ class Rules(Adapter):
     return self.a[...]
 
 
-class Kronecker(nnx.Module):
-  """A linear map by `s` [n, ins / n, R], `t` [n, R, outs / n], `bias` [outs] and the shared A."""
-
-  def __init__(self, ins: Axis, outs: Axis, config: Config, *, init: Init = initializers.zeros):
-    terms, rank = Axis('terms', config.n), Axis('rank', config.rank)
-    rows, columns = (Axis('block', a.size // config.n) for a in (ins, outs))
-    check_rank(config.rank, rows.size, columns.size)
-    self.s, self.t = param((terms, rows, rank), GLOROT), param((terms, rank, columns), init)
-    self.bias = param((outs,), initializers.zeros)
-
-  def kernel(self, a_NPQ: jax.Array) -> jax.Array:
-    """W [ins, outs]."""
-    w_PIQO = jnp.einsum('npq,nio->piqo', a_NPQ, self.s[...] @ self.t[...])
-    return w_PIQO.reshape(w_PIQO.shape[0] * w_PIQO.shape[1], -1)
-
-  def __call__(self, x: jax.Array, a_NPQ: jax.Array) -> jax.Array:
-    return contract(x, self.kernel(a_NPQ), 1) + self.bias[...].astype(x.dtype)
-
-
 class Compact(Adapter):
   """`down` and `up`, both Kronecker; the A of the context between them."""
 
@@ -74,7 +53,8 @@ class Compact(Adapter):
     if site.axis.size % config.n:
       raise InputError(f'method.n={config.n} does not divide the {site.axis.size} values of {site.axis.name}')
     middle = houlsby.bottleneck(site, config.reduction, multiple=config.n)
-    self.down, self.up = Kronecker(site.axis, middle, config, init=GLOROT), Kronecker(middle, site.axis, config)
+    self.down = Kronecker(site.axis, middle, config, init=GLOROT)
+    self.up = Kronecker(middle, site.axis, config, init=initializers.zeros)
     self.activation, self.rate, self.salt = config.activation, config.dropout, salt
 
   def __call__(self, site: Hidden, x: jax.Array, y: jax.Array, context: Any, stream: Stream | None) -> jax.Array:

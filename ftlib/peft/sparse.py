@@ -8,6 +8,7 @@ al. 2022, after the lottery tickets of Frankle & Carbin 2019).
 
 Every matrix gets its own n, where Sung et al. rank the entries of the whole model: then the shapes of parameters would
 follow from the data, layers could not be scanned, and a checkpoint would fit its own run alone.
+
 Trainable: max(1, round(density * inputs * outputs)) a site, or with `rank` rank * (inputs + outputs) as SHiRA counts.
 """
 
@@ -27,7 +28,7 @@ from ftlib.base.types import Flat
 from ftlib.models.layers import Axis, Proj, contract, param, size
 from ftlib.models.model import Model
 from ftlib.peft.method import Adapter, Gradient, Method, Targets, adapt
-from ftlib.peft.parts.sparse_choice import CHOICES, chosen
+from ftlib.peft.parts.sparse_choice import CHOICES, chosen, entries, sample
 from ftlib.peft.parts.sparse_exchange import PEFT_TYPE, config_of_peft, from_peft, peft_config, to_peft  # noqa: F401
 
 
@@ -51,12 +52,8 @@ class Sparse(Adapter):
 
   def __init__(self, site: Proj, config: Config):
     inputs, outputs = size(site.ins), size(site.outs)
-    whole = inputs * outputs
-    count = config.rank * (inputs + outputs) or max(1, round(config.density * whole))
-    if count > whole:
-      many = f'{count} entries of a matrix of {inputs} x {outputs}, which has {whole}'
-      raise InputError(f'method.rank={config.rank} stands for {many}; lower it, or set it to 0 and give method.density')
-    draw = lambda key, *_: jnp.sort(jax.random.choice(key, jnp.arange(whole, dtype=jnp.int32), (count,), replace=False))  # noqa: E731
+    count = entries(config, inputs, outputs)
+    draw = lambda key, shape, dtype: sample(key, inputs * outputs, shape[0]).astype(dtype)  # noqa: E731
     self.values = param((Axis('entries', count),), initializers.zeros)
     self.indices = nnx.Param(jax.ShapeDtypeStruct((count,), jnp.int32), axes=('entries',), init=draw)
 
@@ -86,5 +83,6 @@ def build(config: Config, model: Model) -> Method:
 
 def _add(kernel: jax.Array, values: jax.Array, indices: jax.Array) -> jax.Array:
   """In float32, for values may be too small to change a bfloat16 kernel."""
-  at = jnp.asarray(kernel, jnp.float32).at[jnp.unravel_index(indices, kernel.shape)]  # flat, it could not stay split
-  return at.add(values, indices_are_sorted=True, unique_indices=True, mode='promise_in_bounds')
+  where = jnp.unravel_index(indices, kernel.shape)  # a flattened kernel could not stay split over devices
+  wide = jnp.asarray(kernel, jnp.float32)
+  return wide.at[where].add(values, indices_are_sorted=True, unique_indices=True, mode='promise_in_bounds')

@@ -61,6 +61,19 @@ def test_correct_tokens_are_counted():
   assert correct == WEIGHTS[:, ::3].sum()
 
 
+@pytest.mark.parametrize('differentiated', [False, True])
+def test_of_equal_logits_the_first_is_the_likeliest(differentiated):
+  """As argmax has it: or a head that gives all words the same would be right everywhere."""
+
+  def right(hidden):
+    return vocabulary.nll_sum(lambda h: jnp.zeros((*h.shape[:-1], 50)), hidden, TARGETS, WEIGHTS, chunk=40)
+
+  found = jax.value_and_grad(right, has_aux=True)(HIDDEN)[0] if differentiated else right(HIDDEN)
+  assert found[1] == jnp.where(TARGETS == 0, WEIGHTS, 0).sum()
+  _, scored = vocabulary.token_scores(lambda h: jnp.zeros((*h.shape[:-1], 50)), HIDDEN, TARGETS)
+  assert (scored == (TARGETS == 0)).all()
+
+
 def test_positions_that_do_not_count_may_hold_anything():
   other = jnp.where(WEIGHTS > 0, TARGETS, 0)
   nll = functools.partial(vocabulary.nll_sum, head(TABLE, SCALE), HIDDEN, weights_BL=WEIGHTS, chunk=32)

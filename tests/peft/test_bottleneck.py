@@ -311,7 +311,7 @@ def test_each_pattern_must_match_by_itself(model, module, field):
   [
     (houlsby, {'reduction': 33}, 'method.reduction=33 leaves nothing of the 32'),
     (compacter, {'n': 5}, 'method.n=5 does not divide the 32'),
-    (compacter, {'rank': 2}, 'method.rank=2 is larger than a matrix of 8 x 1 it acts on'),
+    (compacter, {'rank': 2}, 'method.rank=2 is larger than a block of 8 x 1'),
     (loreft, {'rank': 33}, 'method.rank=33 is larger than the 32'),
     (loreft, {'first': 0, 'last': 0}, 'leave no token to edit'),
   ],

@@ -36,6 +36,17 @@ def triples(tree: Params, sites: list[str]) -> dict[str, tuple[jax.Array, jax.Ar
   return out
 
 
+def check_plan(config: Any) -> None:
+  """Raises `ValueError` for a Config whose budget cannot fall."""
+  if config.target_rank > config.init_rank:
+    raise ValueError(f'target_rank={config.target_rank} is above init_rank={config.init_rank}')
+  if config.tinit >= config.total_steps - config.tfinal:
+    raise ValueError(
+      f'tinit={config.tinit} and tfinal={config.tfinal} leave no step of total_steps={config.total_steps} to lower the '
+      'budget in'
+    )
+
+
 def stretched(config: Any, steps: int) -> Any:
   """The same plan for a run of `steps` steps."""
   tinit, tfinal = (n * steps // config.total_steps for n in (config.tinit, config.tfinal))

@@ -16,6 +16,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
 from ftlib.base.errors import InputError, listing
@@ -23,6 +25,22 @@ from ftlib.base.types import Flat
 from ftlib.peft.method import Gradient
 
 CHOICES = ('fisher', 'magnitude', 'gradient', 'movement', 'movers', 'random')
+
+
+def entries(config: Any, inputs: int, outputs: int) -> int:
+  """How many entries of a matrix train. Raises `InputError` for a rank that stands for more than there are."""
+  count = config.rank * (inputs + outputs) or max(1, round(config.density * inputs * outputs))
+  if count > inputs * outputs:
+    raise InputError(
+      f'method.rank={config.rank} stands for {count} entries of a matrix of {inputs} x {outputs}, which has '
+      f'{inputs * outputs}; lower it, or set it to 0 and give method.density'
+    )
+  return count
+
+
+def sample(key: jax.Array, size: int, count: int) -> jax.Array:
+  """`count` of the numbers below `size`, ascending: what 'random' chooses."""
+  return jnp.sort(jax.random.choice(key, size, (count,), replace=False))
 
 
 def chosen(config: Any, sites: Sequence[str], flat: Flat, gradient: Gradient) -> Flat:

@@ -1,7 +1,8 @@
 """Training speed against PyTorch + PEFT in the same run: python benchmarks/speed.py
 
 Two processes, ftlib's and the peer's, take turns on one machine (A B A B ...), so that a machine that slows down slows
-both; the figure is the median over pairs of the ratio of counted tokens a second, padding left out. Cases:
+both, each after a step that is not timed; the figure is the median over pairs of the ratio of counted tokens a second,
+padding left out. Cases:
 
   fixed    32 rows of exactly 128 tokens, dropout on: the cost of the step itself
   reviews  Rotten Tomatoes reviews, 32 rows a step: the peer pads a random batch to its longest row, as PEFT users do;
@@ -50,6 +51,9 @@ class Worker:
     self.ready = json.loads(first.removeprefix('ready').strip() or '{}')
 
   def go(self, steps: int) -> dict:
+    """What `steps` steps took, after one that is not timed: what a process freed before its pause has gone back to the
+    system, and takes seconds to be had again."""
+    self.ask('go 1')
     return self.ask(f'go {steps}')
 
   def ask(self, line: str) -> dict:
@@ -125,31 +129,38 @@ def make_case(case: str, folder: pathlib.Path, model: str) -> tuple[pathlib.Path
   return folder, path
 
 
-def compare(case: str, method: str, a: Worker, b: Worker, *, rounds: int, limit: float) -> dict:
-  """The row of a case: medians over rounds of both speeds and of their ratio."""
-  steps = 4 if case == 'fixed' else 24
-  pairs = []
-  for i in range(rounds + 1):
-    first, second = a.go(steps), b.go(steps)
-    if i:  # the first round warms up
-      pairs.append((first['tokens'] / first['seconds'], second['tokens'] / second['seconds'], first, second))
-  ours, theirs = (statistics.median(p[i] for p in pairs) for i in (0, 1))
-  ratios = [p[0] / p[1] for p in pairs]
+def paired(
+  a: Worker, b: Worker, *, steps: int, rounds: int, digits: int | None = None
+) -> tuple[dict, list[tuple[dict, dict]]]:
+  """(speeds and their ratio by counted tokens a second: medians over the rounds; what every round found)."""
+  found = [(a.go(steps), b.go(steps)) for _ in range(rounds)]
+  pairs = [[f['tokens'] / f['seconds'] for f in pair] for pair in found]
+  ratios = [first / second for first, second in pairs]
+  first, second = (round(statistics.median(p[i] for p in pairs), digits) for i in (0, 1))
   row = {
-    'case': case,
-    'method': method,
-    'tokens_per_second': round(ours),
-    'peer_tokens_per_second': round(theirs),
+    'tokens_per_second': first,
+    'peer_tokens_per_second': second,
     'ratio': round(statistics.median(ratios), 3),
     'ratio_min': round(min(ratios), 3),
     'ratio_max': round(max(ratios), 3),
-    'step_seconds': round(statistics.median(p[2]['seconds'] / p[2]['steps'] for p in pairs), 3),
-    'peer_step_seconds': round(statistics.median(p[3]['seconds'] / p[3]['steps'] for p in pairs), 3),
+    'seconds_to_first_step': round(a.seconds_to_ready, 1),
+    'peer_seconds_to_first_step': round(b.seconds_to_ready, 1),
+  }
+  return row, found
+
+
+def compare(case: str, method: str, a: Worker, b: Worker, *, rounds: int, limit: float) -> dict:
+  """The row of a case."""
+  speeds, found = paired(a, b, steps=4 if case == 'fixed' else 24, rounds=rounds)
+  row = {
+    'case': case,
+    'method': method,
+    **speeds,
+    'step_seconds': round(statistics.median(f['seconds'] / f['steps'] for f, _ in found), 3),
+    'peer_step_seconds': round(statistics.median(f['seconds'] / f['steps'] for _, f in found), 3),
     'matmul_gflops': round(limit),
     'compile_seconds': round(a.ready['compile_seconds'], 1),
     'lengths': a.ready['lengths'],
-    'seconds_to_first_step': round(a.seconds_to_ready, 1),
-    'peer_seconds_to_first_step': round(b.seconds_to_ready, 1),
   }
   if case == 'fixed':
     work = {'lora': 190, 'full': 277}[method]  # GFLOP of a step of 32 x 128 tokens, by the matrix products

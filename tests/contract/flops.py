@@ -6,6 +6,7 @@ XLA counts one turn of a loop; the trace knows how many there are, so scanned la
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -31,16 +32,22 @@ def of_step(r: Run) -> float:
 def of_jaxpr(jaxpr: Any, dtype: Any = None) -> float:
   """The same of a jaxpr (of numbers of `dtype` alone), loops multiplied out."""
   total = 0.0
-  for eqn in jaxpr.eqns:
-    wanted = dtype is None or all(v.aval.dtype == dtype for v in eqn.invars)
-    if eqn.primitive.name == 'dot_general' and wanted:
+  for eqn, times in products(jaxpr):
+    if dtype is None or all(v.aval.dtype == dtype for v in eqn.invars):
       (contracted, _), _ = eqn.params['dimension_numbers']
       shape = eqn.invars[0].aval.shape
-      total += 2.0 * math.prod(eqn.outvars[0].aval.shape) * math.prod(shape[d] for d in contracted)
-    times = eqn.params['length'] if eqn.primitive.name == 'scan' else 1
+      total += times * 2.0 * math.prod(eqn.outvars[0].aval.shape) * math.prod(shape[d] for d in contracted)
+  return total
+
+
+def products(jaxpr: Any, times: int = 1) -> Iterator[tuple[Any, int]]:
+  """(equation, how often it is computed) of every matrix product, those within calls and loops too."""
+  for eqn in jaxpr.eqns:
+    if eqn.primitive.name == 'dot_general':
+      yield eqn, times
+    inside = times * (eqn.params['length'] if eqn.primitive.name == 'scan' else 1)
     for value in eqn.params.values():
       for inner in value if isinstance(value, tuple | list) else (value,):
         inner = getattr(inner, 'jaxpr', inner)
         if hasattr(inner, 'eqns'):
-          total += times * of_jaxpr(inner, dtype)
-  return total
+          yield from products(inner, inside)

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from ftlib.models.layers import contract
+from tests.contract import flops
 
 SHAPES = {'wider': ((6,), (4, 5)), 'narrower': ((4, 5), (6,)), 'flat': ((8,), (8,))}
 
@@ -18,19 +19,9 @@ def case(ins, outs):
 
 
 def products(fn, *args) -> list[tuple]:
-  """Shapes (left, right, result) of the matrix products of `fn`, outermost and within calls."""
-
-  def within(jaxpr):
-    for e in jaxpr.eqns:
-      if e.primitive.name == 'dot_general':
-        yield tuple(v.aval.shape for v in (*e.invars, *e.outvars))
-      for p in e.params.values():
-        if hasattr(p, 'jaxpr'):
-          yield from within(p.jaxpr)
-        elif hasattr(p, 'eqns'):
-          yield from within(p)
-
-  return list(within(jax.make_jaxpr(fn)(*args).jaxpr))
+  """Shapes (left, right, result) of the matrix products of `fn`."""
+  found = flops.products(jax.make_jaxpr(fn)(*args).jaxpr)
+  return [tuple(v.aval.shape for v in (*eqn.invars, *eqn.outvars)) for eqn, _ in found]
 
 
 @pytest.mark.parametrize('name', SHAPES)

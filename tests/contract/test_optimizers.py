@@ -15,10 +15,12 @@ import numpy as np
 import optax
 import pytest
 
+from ftlib import optimizer_contract
 from ftlib.base import layout, trees
 from ftlib.base.types import ParamInfo
 from ftlib.io import checkpoint
 from ftlib.optim import chain, fields
+from ftlib.optimizer_trial import Subject
 from ftlib.train import state as train_state
 from ftlib.train.step import make_train_step
 from tests.contract import optimizers, runs
@@ -98,6 +100,14 @@ def standard(name: str, info: str = 'INFO') -> chain.Optimizer:
   """Warmup over 2 steps to 0.1, a decay of 0.5, moments in bfloat16."""
   values = {'schedule': 'constant', 'warmup_steps': 2, 'weight_decay': 0.5, 'moments': 'bfloat16'}
   return make(name, info=getattr(optimizers, info), **values)
+
+
+@pytest.mark.slow
+def test_passes_every_check_of_the_command(name):
+  """What `python -m ftlib.optim.check` tries, but its times."""
+  subject = Subject(optimizers.component(name))
+  found = [optimizer_contract.found(check, subject) for check in optimizer_contract.CHECKS if check != 'time']
+  assert not [f for f in found if f.mend]
 
 
 def test_decay_spares_biases_and_gains(name):

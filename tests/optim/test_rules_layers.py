@@ -112,6 +112,18 @@ def test_adafactor_is_optaxs_on_a_plain_matrix():
   close(walk(ours, gradients, params), wanted)
 
 
+def eigenvectors(square):
+  """The first bases of SOAP: small eigenvalues have those of a fixed diagonal matrix, restricted to their space."""
+  values, q = np.linalg.eigh(square)
+  small = values <= 1e-3 * values[-1]
+  turned = np.linalg.eigh(q[:, small].T @ np.diag(np.linspace(1, 2, len(q))) @ q[:, small])[1]
+  return np.concatenate([q[:, ~small][:, ::-1], q[:, small] @ turned], 1)
+
+
+def iterated(square, q):
+  return np.linalg.qr(square @ q + 1e-5 * np.linalg.norm(square) * q)[0]
+
+
 def soap(gs, b1, b2, eps, interval, *, left: bool, right: bool):
   """Algorithm 3 of one matrix; a basis that is not kept is the identity."""
   rows, columns = gs[0].shape
@@ -125,10 +137,10 @@ def soap(gs, b1, b2, eps, interval, *, left: bool, right: bool):
     out.append(ql @ u @ qr.T)
     big_l, big_r = b2 * big_l + (1 - b2) * g @ g.T, b2 * big_r + (1 - b2) * g.T @ g
     if t == 1:
-      ql, qr = np.linalg.eigh(big_l)[1][:, ::-1], np.linalg.eigh(big_r)[1][:, ::-1]
+      ql, qr = eigenvectors(big_l), eigenvectors(big_r)
       m = v = 0
     elif t % interval == 0:
-      ql, qr = np.linalg.qr(big_l @ ql)[0], np.linalg.qr(big_r @ qr)[0]
+      ql, qr = iterated(big_l, ql), iterated(big_r, qr)
     ql, qr = ql if left else np.eye(rows), qr if right else np.eye(columns)
   return out
 
@@ -141,6 +153,18 @@ def test_soap_turns_each_layer_and_leaves_the_head_to_adam():
 
   got = walk(rule('soap', interval=3, **MOMENTS), gradients, params)
   close(got, by_entry(formula, gradients, params), tolerance=1e-3)
+
+
+def test_soap_does_not_follow_rounding():
+  """Gradients of rank 1, 3 and 1 again: bases by formula, and the same steps where every number is rounded off."""
+  info, rng = {'kernel': ParamInfo((8, 6), jnp.float32, ('embed', 'mlp'))}, np.random.default_rng(0)
+  ranks = [rng.normal(size=(8, k)) @ rng.normal(size=(k, 6)) for k in (1, 1, 3, 1, 1, 3, 1)]
+  gradients = [{'kernel': g.astype(np.float32)} for g in ranks]
+  near = [{'kernel': (g * (1 + 1e-6 * rng.normal(size=g.shape))).astype(np.float32)} for g in ranks]
+  tx, params = rule('soap', info, interval=2, b1=0.6, b2=0.7, eps=1e-8), draws(0, info, steps=7)
+  got, rounded = walk(tx, gradients, params), walk(tx, near, params)
+  close(rounded, got, tolerance=0.02)
+  close(got, each(lambda gs: soap(gs, 0.6, 0.7, 1e-8, 2, left=True, right=True), gradients), tolerance=0.02)
 
 
 @pytest.mark.parametrize(('limit', 'left', 'right'), [(5, False, True), (3, False, False)])

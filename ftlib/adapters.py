@@ -22,8 +22,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ftlib import adapter, peft_config, peft_folder, recipe
-from ftlib import run as runs
+from ftlib import adapter, peft_config, peft_folder, recipe, stored
 from ftlib.base import settings, trees
 from ftlib.base.errors import InputError, did_you_mean, listing
 from ftlib.base.types import Batch, Flat, Params
@@ -167,12 +166,12 @@ class Adapters:
 
   def _member(self, method: Method, values: Flat) -> _Member:
     scan = self._run.settings.model.layers == 'scan'
-    info, spans = runs.stored_info(method, lambda name: False, scan=scan)
+    info, spans = stored.info_of(method, lambda name: False, scan=scan)
     base = self._base(info, spans)
     place = lambda n, x: jax.device_put(x, self._run.layout.param(info[n]))  # noqa: E731
     own = {}
     for name in info:
-      members = stack.members(name)
+      members = trees.members(name)
       if values.keys().isdisjoint(members):
         continue
       rows = [values[n] if n in values else np.asarray(base[name][i], np.float32) for i, n in enumerate(members)]

@@ -17,7 +17,6 @@ from ftlib.base.errors import InputError
 from ftlib.base.types import Sums
 from ftlib.data import batches, sampling
 from ftlib.data.batches import Examples
-from ftlib.models import stack
 from ftlib.objectives import adversarial
 from ftlib.peft.method import added
 from ftlib.recipe import Settings
@@ -139,7 +138,7 @@ def checked(run: Run) -> Run:
       f'{run.settings.names["method"]} trains none; take full or last_n, or set it to 0'
     )
   for part in run.optimizer.parts.values():
-    if run.adjust and hasattr(part.module, 'averaged') and any(added(stack.canonical(n)) for n in part.labels):
+    if run.adjust and hasattr(part.module, 'averaged') and any(added(trees.canonical(n)) for n in part.labels):
       raise InputError(
         f'optim.name={part.optimizer} with method.name={run.settings.names["method"]}, which moves its parameters once '
         'more after each update: the optimizer keeps others beside them, that would not follow, and these are what is '
@@ -164,7 +163,7 @@ def hooks(run: Run | Shapes) -> dict[str, Any]:
   """Further arguments of `make_train_step`."""
   s, out = run.settings, {}
   if s.train.mixout:
-    out['joined'] = mixout.mixing(s.train.mixout, stack.members)
+    out['joined'] = mixout.mixing(s.train.mixout, trees.members)
   if is_private(s):
     out['gradient'] = private.private_gradient(s.privacy, expected=s.train.batch_size)
   return out
@@ -176,7 +175,7 @@ def anchored(run: Run, step: Any) -> Any:
     return step
   flat = {}
   for name in _matrices(run):
-    values = [run.method.model.from_hf(n, run.base.weights.read(run.match.pairs[n])) for n in stack.members(name)]
+    values = [run.method.model.from_hf(n, run.base.weights.read(run.match.pairs[n])) for n in trees.members(name)]
     value = np.stack(values) if len(values) > 1 else np.asarray(values[0])
     flat[name] = jax.device_put(value.astype(run.info[name].dtype), run.layout.param(run.info[name]))
   return mixout.Anchored(step, trees.unflatten(flat))
@@ -229,5 +228,5 @@ def _repeated(rows: Sequence[Mapping[str, Any]]) -> bool:
 
 def _matrices(run: Run) -> list[str]:
   """The trainable kernels all of which is pretrained, as they are stored."""
-  pretrained = lambda name: all(n in run.match.pairs for n in stack.members(name))  # noqa: E731
+  pretrained = lambda name: all(n in run.match.pairs for n in trees.members(name))  # noqa: E731
   return [n for n in run.train_info if n.endswith('/kernel') and pretrained(n)]

@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ftlib import adapter, examples, generators, recipe, regularised, scratch
+from ftlib import adapter, examples, generators, recipe, regularised, scratch, stored
 from ftlib.adapter import Adapter
 from ftlib.base import layout, lookup, trees
 from ftlib.base.errors import Diverged, InputError, did_you_mean
@@ -94,7 +94,7 @@ class Run:
   @functools.cached_property
   def train_info(self) -> dict[str, ParamInfo]:
     """The trainable parameters."""
-    return {n: i for n, i in self.info.items() if self.trains(stack.canonical(n))}
+    return {n: i for n, i in self.info.items() if self.trains(trees.canonical(n))}
 
   def owns(self, name: str) -> bool:
     """Whether a parameter is the run's own, in its checkpoints, and not of the frozen base."""
@@ -166,7 +166,7 @@ class Run:
   @functools.cached_property
   def abstract_state(self) -> TrainState:
     """The state's shapes, dtypes and shardings."""
-    info = {n: i for n, i in self.info.items() if self.owns(stack.canonical(n))}
+    info = {n: i for n, i in self.info.items() if self.owns(trees.canonical(n))}
     shapes = trees.unflatten({n: jax.ShapeDtypeStruct(i.shape, i.dtype) for n, i in info.items()})
     state = jax.eval_shape(self._create, *trees.split(shapes, self.train_info.__contains__))
     places = train_state.shardings(state, info, self.layout)
@@ -188,10 +188,10 @@ class Run:
         micro=train.accumulate,
         penalty=self.method.penalty,
         adjust=self.adjust,
-        active=lambda name, k=k: self.method.stage(stack.canonical(name)) <= k,
+        active=lambda name, k=k: self.method.stage(trees.canonical(name)) <= k,
         needs=self.optimizer.needs,
         averaging=self.averaging,
-        stacked=lambda name: len(stack.members(name)) > 1,
+        stacked=lambda name: len(trees.members(name)) > 1,
         groups=None if train.diagnostics == 'none' else self.optimizer.members,
         **regularised.hooks(self),
         shown=lambda step: (step % every == 0) | (step == self.steps),
@@ -295,13 +295,14 @@ def build(config: Mapping[str, Any], *, labels: list | None = None, split: Any =
     made, more = examples.make(s, task, dataset, tokenizer, split, limit=limit, arch=arch, method=method)
   notes += more
   lengths = np.concatenate([e.unpacked.lengths for e in made.values()])
-  info, runs = stored_info(method, trains, scan=s.model.layers == 'scan')
+  marks = chain.marks(s.modules['optim'], s.optim)
+  info, runs = stored.info_of(method, trains, scan=s.model.layers == 'scan', marks=marks)
   order = regularised.order(s, made, task)
   rows = len(made.get('train', train)) if data else 10**6  # enough for any schedule; none is followed
   steps = s.train.steps or max(1, round(s.train.epochs * -(-rows // s.train.batch_size)))
-  train_info = {n: i for n, i in info.items() if trains(stack.canonical(n))}
-  stage = lambda name: method.stage(stack.canonical(name))  # noqa: E731
-  rates = lambda name: [method.rates(n) if method.rates else 1.0 for n in stack.members(name)]  # noqa: E731
+  train_info = {n: i for n, i in info.items() if trains(trees.canonical(n))}
+  stage = lambda name: method.stage(trees.canonical(name))  # noqa: E731
+  rates = lambda name: [method.rates(n) if method.rates else 1.0 for n in trees.members(name)]  # noqa: E731
   optimizer = chain.build(s.modules['optim'], s.optim, train_info, steps=steps, stage=stage, rates=rates, seed=s.seed)
   notes += [] if method.stages is None else [f'stages begin at steps {", ".join(map(str, method.stages.steps(steps)))}']
   run = Run(
@@ -359,33 +360,6 @@ def _fingerprint(folder: pathlib.Path, values: Mapping[str, Any], weights: hf.We
   for path in sorted(p for pattern in _TOKENIZER for p in folder.glob(pattern)):
     h.update(path.name.encode() + path.read_bytes())
   return h.hexdigest()
-
-
-def stored_info(method: Method, trains: Callable[[str], bool], *, scan: bool) -> tuple[dict[str, ParamInfo], list]:
-  """(the parameters as they are kept, the runs (first, stop) of layers that lie in one stack)."""
-  info = method.model.info()
-  layers: dict[int, list] = {i: [] for i in range(len(method.model.blocks))}
-  for name, i in info.items():
-    if name.startswith('layers/'):
-      _, number, rest = name.split('/', 2)
-      layers[int(number)].append((rest, i.shape, trains(name), method.stage(name)))
-  for name, module in method.model.modules().items():
-    if name.startswith('layers/') and added(name):  # layers of one stack share their adapters' constants
-      fixed = {k: v for k, v in vars(module).items() if isinstance(v, int | float | str)}
-      layers[int(name.split('/')[1])].append(sorted(fixed.items()))
-  runs = stack.segments([layers[i] if scan else i for i in layers])
-  of_run = {str(first): (f'{first}:{stop}' if stop - first > 1 else str(first), stop - first) for first, stop in runs}
-  out = {}
-  for name, i in info.items():
-    head, _, rest = name.partition('/')
-    number, _, rest = rest.partition('/')
-    if head != 'layers':
-      out[name] = i
-    elif number in of_run:
-      key, count = of_run[number]
-      stacked = dataclasses.replace(i, shape=(count, *i.shape), axes=('layers', *i.axes))
-      out[f'layers/{key}/{rest}'] = stacked if count > 1 else i
-  return out, runs
 
 
 def _match_notes(match: hf.Match, method: Method) -> list[str]:

@@ -20,13 +20,12 @@ from ftlib import cli
 import jax  # isort: skip - cli sets the environment first
 import jax.numpy as jnp  # isort: skip
 
-from ftlib import recipe, regularised, scratch, shapes_batch
-from ftlib import run as runs
+from ftlib import recipe, regularised, scratch, shapes_batch, stored
 from ftlib.base import lookup, trees
 from ftlib.base.errors import InputError, did_you_mean
 from ftlib.base.types import Batch, ParamInfo, Params, Sums
 from ftlib.io import gguf, hf
-from ftlib.models import heads, presets, stack
+from ftlib.models import heads, presets
 from ftlib.objectives import adversarial
 from ftlib.optim import chain
 from ftlib.optim.chain import Optimizer
@@ -135,13 +134,14 @@ def of(settings: Settings, config_json: Mapping[str, Any], *, classes: int = 2) 
   if method.stages is not None:
     fresh = [n for n in method.model.info() if scratch.is_new(s, n)]
     method = dataclasses.replace(method, stages=method.stages.with_first(fresh))
-  info, _ = runs.stored_info(method, trains, scan=s.model.layers == 'scan')
-  train_info = {n: i for n, i in info.items() if trains(stack.canonical(n))}
+  marks = chain.marks(s.modules['optim'], s.optim)
+  info, _ = stored.info_of(method, trains, scan=s.model.layers == 'scan', marks=marks)
+  train_info = {n: i for n, i in info.items() if trains(trees.canonical(n))}
   steps = s.train.steps or _STEPS
   optimizer = chain.build(
-    s.modules['optim'], s.optim, train_info, steps=steps, stage=lambda name: method.stage(stack.canonical(name))
+    s.modules['optim'], s.optim, train_info, steps=steps, stage=lambda name: method.stage(trees.canonical(name))
   )
-  own = {n: i for n, i in info.items() if n in train_info or added(stack.canonical(n))}
+  own = {n: i for n, i in info.items() if n in train_info or added(trees.canonical(n))}
   rules = averages.rules(ema=s.train.ema, swa_start=s.train.swa_start, steps=steps)
   make = functools.partial(train_state.create, tx=optimizer.tx, seed=s.seed, averages=rules)
   state = jax.eval_shape(make, *trees.split(_structs(own), train_info.__contains__))
@@ -157,7 +157,7 @@ def of(settings: Settings, config_json: Mapping[str, Any], *, classes: int = 2) 
 
 def _mixable(name: str) -> bool:
   """Whether a trainable parameter is a matrix that a checkpoint has."""
-  own = stack.canonical(name)
+  own = trees.canonical(name)
   return own.endswith('/kernel') and not own.startswith('head/') and not added(own)
 
 
@@ -170,7 +170,7 @@ def report(shapes: Shapes) -> str:
   s, c = shapes.settings, shapes.method.model.config
   rows, length = shapes.batch['tokens'].shape
   total, training = (sum(i.size for i in x.values()) for x in (shapes.info, shapes.train_info))
-  adapters = sum(i.size for n, i in shapes.train_info.items() if added(stack.canonical(n)))
+  adapters = sum(i.size for n, i in shapes.train_info.items() if added(trees.canonical(n)))
   kept, mixed, of_rows = shapes.kept_bytes(), shapes.mixed_bytes(), shapes.row_bytes()
   weights, state = trees.nbytes(_without_start(shapes.frozen)), trees.nbytes(shapes.state.trainable)
   opt, extra, means = (trees.nbytes(x) for x in (shapes.state.opt, shapes.state.kept, shapes.state.averages))

@@ -13,7 +13,6 @@ from ftlib.base import trees
 from ftlib.base.errors import InputError
 from ftlib.data import packing
 from ftlib.data.preview import pieces, shown
-from ftlib.models import stack
 from ftlib.run import Run
 
 
@@ -117,7 +116,7 @@ def _sites(names: list[str]) -> str:
   """'12 sites layers/*/attn/q, layers/*/attn/v and head/out/bias': layer numbers folded."""
   folded: dict[str, int] = {}
   for name in names:
-    key = re.sub(r'^layers/\d+/', 'layers/*/', stack.canonical(name))
+    key = re.sub(r'^layers/\d+/', 'layers/*/', trees.canonical(name))
     folded[key] = folded.get(key, 0) + 1
   parts = [f'{k} ({n})' if n > 1 else k for k, n in folded.items()]
   return _short(parts, limit=8)

@@ -13,7 +13,6 @@ import numpy as np
 from ftlib.base import trees
 from ftlib.base.types import Batch, Params
 from ftlib.io import workdir as files
-from ftlib.models import stack
 from ftlib.run import Run
 from ftlib.train import averages, diagnostics, loop
 from ftlib.train.probes import Probe
@@ -102,7 +101,7 @@ def _named(run: Run, rows: np.ndarray) -> list[str]:
 def _norms(run: Run, squares_n: np.ndarray) -> dict[str, Any]:
   groups = {n: g for g, names in run.optimizer.members.items() for n in names}
   order = trees.flatten(trees.unflatten(dict.fromkeys(run.train_info)))
-  names = {member: groups[n] for n in order for member in stack.members(n)}
+  names = {member: groups[n] for n in order for member in trees.members(n)}
   return diagnostics.by_layer(squares_n, [*names], names)
 
 

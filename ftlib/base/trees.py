@@ -117,6 +117,25 @@ def path_name(path: tuple[Any, ...]) -> str:
   return '/'.join(str(getattr(k, 'key', getattr(k, 'idx', getattr(k, 'name', k)))) for k in path)
 
 
+def canonical(name: str) -> str:
+  """The name of a stacked leaf as its first layer's: 'layers/0:6/attn/q/kernel' -> 'layers/0/attn/q/kernel'."""
+  head, _, rest = name.partition('/')
+  if head != 'layers':
+    return name
+  key, _, rest = rest.partition('/')
+  return f'layers/{key.split(":")[0]}/{rest}'
+
+
+def members(name: str) -> list[str]:
+  """The names of what a leaf holds: 'layers/0:2/attn/q/kernel' -> those of layers 0 and 1, in their order."""
+  head, _, rest = name.partition('/')
+  key, _, rest = rest.partition('/')
+  first, colon, stop = key.partition(':')
+  if head != 'layers' or not colon:
+    return [name]
+  return [f'layers/{i}/{rest}' for i in range(int(first), int(stop))]
+
+
 def _natural(key: str) -> tuple[int, int, str]:
   return (0, int(key), '') if key.isdigit() else (1, 0, key)
 

@@ -124,25 +124,6 @@ def unstack(params: Params) -> Params:
   return {**params, 'layers': out}
 
 
-def canonical(name: str) -> str:
-  """The name of a stacked leaf as its first layer's: 'layers/0:6/attn/q/kernel' -> 'layers/0/attn/q/kernel'."""
-  head, _, rest = name.partition('/')
-  if head != 'layers':
-    return name
-  key, _, rest = rest.partition('/')
-  return f'layers/{key.split(":")[0]}/{rest}'
-
-
-def members(name: str) -> list[str]:
-  """The names of what a leaf holds: 'layers/0:2/attn/q/kernel' -> those of layers 0 and 1, in their order."""
-  head, _, rest = name.partition('/')
-  key, _, rest = rest.partition('/')
-  first, colon, stop = key.partition(':')
-  if head != 'layers' or not colon:
-    return [name]
-  return [f'layers/{i}/{rest}' for i in range(int(first), int(stop))]
-
-
 def _spans(layers: Mapping[str, Params]) -> list[tuple[int, int | None, str]]:
   spans = []
   for key in layers:

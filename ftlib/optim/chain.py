@@ -82,6 +82,21 @@ class Optimizer:
     return {group: [[int(t), float(r)] for t, r in zip(at, rate, strict=True)] for group, rate in rates.items()}
 
 
+def marks(module: ModuleType, config: Any) -> Callable[[str], tuple[str, bool]]:
+  """`name -> (its group, whether it decays)` of a trainable parameter of one layer. Layers that differ in it cannot lie
+  in one stack. Raises `InputError` for groups that cannot be read."""
+  specs = {name: fields.of_group(name, module, config) for name in config.groups}
+  patterns = {g: trees.compile_pattern(x.pattern, field=f'optim.groups.{g}.pattern') for g, x in specs.items()}
+  decays = {g: rule.decays(x.config, where=f'optim.groups.{g}') for g, x in specs.items()}
+  decays['default'] = rule.decays(config, where='optim')
+
+  def mark(name: str) -> tuple[str, bool]:
+    group = next((g for g, rx in patterns.items() if rx.search(name)), 'default')
+    return group, decays[group](name)
+
+  return mark
+
+
 def build(
   module: ModuleType,
   config: Any,
@@ -184,14 +199,18 @@ def _inside(extra: Mapping[str, Any], params: Params, names: set[str]) -> dict[s
 
 
 def _members(patterns: Mapping[str, str], names: list[str]) -> dict[str, list[str]]:
-  left = list(names)
-  members: dict[str, list[str]] = {}
+  left, members = list(names), {}
+  owner = {layer: n for n in names for layer in trees.members(n)}
   for group, pattern in patterns.items():
+    field = f'optim.groups.{group}.pattern'
     if group == 'default':
       raise InputError('optim.groups.default: "default" is the name of the rest; call the group something else')
-    hits = trees.matching(pattern, names, field=f'optim.groups.{group}.pattern', what='trainable parameters')
-    members[group] = [n for n in hits if n in left]
+    hits = set(trees.matching(pattern, owner, field=field, what='trainable parameters'))
+    members[group] = [n for n in left if hits.intersection(trees.members(n))]
     if not members[group]:
       raise InputError(f'optim.groups.{group} is empty: earlier groups took all that {pattern!r} matches')
+    for n in members[group]:
+      if not hits.issuperset(trees.members(n)):
+        raise InputError(f'{field}={pattern!r} takes some layers of the stack {n}')
     left = [n for n in left if n not in members[group]]
   return {**members, **({'default': left} if left else {})}

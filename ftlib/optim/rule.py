@@ -43,14 +43,13 @@ def group(
   needs, rated = fields.needs_of(module), getattr(module, 'RATED', False)
   factors = {n: np.asarray(rates(n), np.float32) for n in info}
   factors = {n: x[0] if x.size == 1 else x.reshape(-1, *[1] * (len(info[n].shape) - 1)) for n, x in factors.items()}
-  rx = trees.compile_pattern(config.no_decay, field=f'{where}.no_decay')
-  decays = lambda name: not (config.no_decay and rx.search(name))  # noqa: E731
+  decayed = dict(zip(info, map(decays(config, where=where), info), strict=True)).__getitem__
   if rated and (config.l1 or any((x != 1).any() for x in factors.values())):
     what = f'{where}.l1' if config.l1 else 'a learning rate for each layer (optim.layer_decay, or the method)'
     raise InputError(f'{what} does not go with the optimizer {fields.name_of(module)}, which has its rate in its rule')
 
   def rule(rate: jax.Array | float) -> optax.GradientTransformationExtraArgs:
-    own = {'rate': lambda _: rate, 'decay': config.weight_decay, 'decays': decays} if rated else {}
+    own = {'rate': lambda _: rate, 'decay': config.weight_decay, 'decays': decayed} if rated else {}
     return optax.with_extra_args_support(module.build(config, dict(info), **own))
 
   fixed = None if rated else rule(0.0)
@@ -61,18 +60,18 @@ def group(
     if config.noise:
       scale = jnp.sqrt(config.noise / (1 + step.astype(jnp.float32)) ** config.noise_decay)
       g = g + (scale * around.noise(name, info[name], seed=seed, step=step)).astype(g.dtype)
-    if config.l2 and decays(name):
+    if config.l2 and decayed(name):
       g = g + config.l2 * p
-    if config.l2_sp and decays(name):
+    if config.l2_sp and decayed(name):
       g = g + config.l2_sp * (p - start)
     return g
 
   def after(name: str, direction: jax.Array, p: jax.Array, rate: jax.Array) -> jax.Array:
-    if config.weight_decay and decays(name):
+    if config.weight_decay and decayed(name):
       direction = direction + config.weight_decay * p
     rate = jnp.asarray(rate * factors[name], direction.dtype)
     update = -rate * direction
-    return around.soft_threshold(p + update, config.l1 * rate) - p if config.l1 and decays(name) else update
+    return around.soft_threshold(p + update, config.l1 * rate) - p if config.l1 and decayed(name) else update
 
   def init(params: Params) -> State:
     start = {'start': jax.tree.map(jnp.copy, params)} if config.l2_sp else {}  # two leaves, not one donated twice
@@ -95,6 +94,19 @@ def group(
     return updates, {**state, 'step': optax.safe_increment(step), 'rule': own}
 
   return optax.GradientTransformationExtraArgs(init, update)
+
+
+def decays(config: Any, *, where: str) -> Callable[[str], bool]:
+  """`name -> whether it decays`, by `no_decay`. Raises `InputError` for a stack of which some layers do."""
+  rx = trees.compile_pattern(config.no_decay, field=f'{where}.no_decay')
+
+  def decayed(name: str) -> bool:
+    spared = {bool(rx.search(n)) for n in trees.members(name)} if config.no_decay else {False}
+    if len(spared) > 1:
+      raise InputError(f'{where}.no_decay={config.no_decay!r} takes some layers of the stack {name}')
+    return not spared.pop()
+
+  return decayed
 
 
 def waiting(tx: optax.GradientTransformationExtraArgs) -> optax.GradientTransformationExtraArgs:

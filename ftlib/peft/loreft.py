@@ -21,7 +21,6 @@ from ftlib.base.errors import InputError
 from ftlib.base.rng import Stream
 from ftlib.base.settings import setting
 from ftlib.base.types import Flat, Params
-from ftlib.models import stack
 from ftlib.models.layers import Axis, Hidden, contract, param
 from ftlib.models.model import Model
 from ftlib.peft.method import Adapter, Gradient, Method, adapt
@@ -83,7 +82,7 @@ def build(config: Config, model: Model) -> Method:
     return {f'{site}/adapter/source': jnp.copy(flat[f'{site}/adapter/rotation']) for site in mine}
 
   def adjust(trainable: Params, kept: Params, grads: Params, step: jax.Array) -> tuple[Params, Params]:
-    fix = lambda name, x: orthonormal(x) if stack.canonical(name) in rotations else x  # noqa: E731
+    fix = lambda name, x: orthonormal(x) if trees.canonical(name) in rotations else x  # noqa: E731
     return trees.map_named(fix, trainable), kept
 
   make = lambda site, name, salt: Edit(site, config)  # noqa: E731

@@ -19,7 +19,6 @@ import jax
 from ftlib.base import trees
 from ftlib.base.errors import InputError
 from ftlib.base.types import Flat, Params
-from ftlib.models import stack
 from ftlib.models.model import Model
 from ftlib.peft.method import Adjust, Gradient, Method, Taken, added
 
@@ -58,7 +57,7 @@ def together(builds: Mapping[str, Callable[[Model], Method]], model: Model) -> M
     new = {n for n in method.model.info() if added(n) and n not in holders}
     holders.update(dict.fromkeys(new, name))
     chosen = {n for n in model.info() if not added(n) and method.trains(n)} | new
-    parts.append(_Part(method, lambda n, chosen=chosen: stack.canonical(n) in chosen))
+    parts.append(_Part(method, lambda n, chosen=chosen: trees.canonical(n) in chosen))
     model = method.model
   methods = [p.method for p in parts]
   merges, prepares, penalties, adjusts = (

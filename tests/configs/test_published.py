@@ -22,7 +22,6 @@ import ftlib
 from ftlib import config_file, recipe, shapes, shapes_batch
 from ftlib.base import trees
 from ftlib.base.errors import InputError
-from ftlib.models import stack
 from ftlib.models.presets import PRESETS
 from ftlib.peft.method import added
 from ftlib.shapes import Shapes
@@ -64,7 +63,7 @@ def trainable(x: Shapes) -> int:
 
 
 def adapters(x: Shapes) -> int:
-  return sum(i.size for n, i in x.train_info.items() if added(stack.canonical(n)))
+  return sum(i.size for n, i in x.train_info.items() if added(trees.canonical(n)))
 
 
 def trace(x: Shapes) -> None:
@@ -132,7 +131,7 @@ def test_lora_on_gpt2(model, row):
   lora, full = table('lora_e2e')[row : row + 2]
   assert [lora[:2], full[:2]] == [[model, 'LoRA'], [model, 'full']]
   assert adapters(x) / 1e6 == pytest.approx(float(lora[2][:-1]), rel=0.15)  # printed; the docstring has the difference
-  base = sum(i.size for n, i in x.info.items() if not added(stack.canonical(n)))
+  base = sum(i.size for n, i in x.info.items() if not added(trees.canonical(n)))
   assert base / 1e6 == pytest.approx(float(full[2][:-1]), abs=0.1)
   assert (x.settings.optim.warmup_steps, x.settings.optim.clip_norm) == (500, 0.0)
   trace(x)

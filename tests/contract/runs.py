@@ -52,7 +52,7 @@ class Short:
 def shapes(built: Run) -> tuple[TrainState, Params]:
   """The abstract (state, frozen) of a run."""
   frozen = {
-    n: jax.ShapeDtypeStruct(i.shape, i.dtype) for n, i in built.info.items() if not built.owns(stack.canonical(n))
+    n: jax.ShapeDtypeStruct(i.shape, i.dtype) for n, i in built.info.items() if not built.owns(trees.canonical(n))
   }
   return built.abstract_state, trees.unflatten(frozen)
 

@@ -16,7 +16,6 @@ from ftlib import run
 from ftlib.base import lookup, trees
 from ftlib.base.errors import InputError
 from ftlib.io.checkpoint import Checkpoints
-from ftlib.models import stack
 from ftlib.peft.method import added
 from ftlib.train.state import restored, storable
 from ftlib.train.step import make_train_step
@@ -223,7 +222,7 @@ def test_the_model_it_is_given_stays_as_it_was(one, plain, method):
   before = set(plain.info())
   made = lookup.component('peft', method, field='method.name').build(one.run.settings.method, plain)
   assert set(plain.info()) == before
-  assert set(made.model.info()) == {stack.canonical(n) for n in one.run.info}
+  assert set(made.model.info()) == {trees.canonical(n) for n in one.run.info}
 
 
 @pytest.mark.parametrize(('method', 'field'), PATTERNS)
@@ -303,7 +302,7 @@ def test_trainable_counts(short, method):
 def test_what_trains_by_pattern(tiny_bert, toy_data):
   r = run.build(runs.config(tiny_bert, toy_data, method='full', method__target=r'^layers/1/attn/(q|k)/kernel$'))
   trained = {'layers/1/attn/q/kernel', 'layers/1/attn/k/kernel', 'head/out/kernel', 'head/out/bias'}
-  assert {stack.canonical(n) for n in r.train_info} == trained
+  assert {trees.canonical(n) for n in r.train_info} == trained
   assert sum(i.size for i in r.train_info.values()) == 2 * D * D + HEAD
 
 
@@ -341,4 +340,4 @@ def test_stacks_end_where_what_trains_does(tmp_path, toy_data):
   model = tiny.bert_folder(tmp_path, num_hidden_layers=4)
   r = run.build(runs.config(model, toy_data, method='last_n', method__layers=1, model__layers='scan'))
   assert r.runs == [(0, 3), (3, 4)]
-  assert {stack.canonical(n) for n in r.info} >= {'layers/0/attn/q/kernel', 'layers/3/attn/q/kernel'}
+  assert {trees.canonical(n) for n in r.info} >= {'layers/0/attn/q/kernel', 'layers/3/attn/q/kernel'}

@@ -8,13 +8,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from ftlib import stored
 from ftlib.base import lookup, trees
 from ftlib.base.types import Head
 from ftlib.models import heads, stack
 from ftlib.models.presets import PRESETS
 from ftlib.objectives import classification, language
 from ftlib.peft import lora
-from ftlib.run import stored_info
 
 # Parameters of a language model, or of an encoder without a head, as its model card or transformers counts them.
 KNOWN = {
@@ -121,7 +121,7 @@ def test_a_preset_trains_at_its_full_size(name):
   info = method.model.info()
   dtype = lambda n: jnp.float32 if method.trains(n) else jnp.bfloat16  # noqa: E731
   shapes = {n: jax.ShapeDtypeStruct(i.shape, dtype(n)) for n, i in info.items()}
-  _, runs = stored_info(method, method.trains, scan=True)  # a first layer may be unlike the others
+  _, runs = stored.info_of(method, method.trains, scan=True)  # a first layer may be unlike the others
   own, frozen = trees.split(stack.stack(trees.unflatten(shapes), runs), trained(method))
   names = ('tokens', 'positions', 'segments', 'types', 'targets')
   batch = {n: jax.ShapeDtypeStruct((ROWS, LENGTH), jnp.int32) for n in names}
@@ -141,4 +141,4 @@ def test_a_preset_trains_at_its_full_size(name):
 
 
 def trained(method):
-  return lambda name: method.trains(stack.canonical(name))
+  return lambda name: method.trains(trees.canonical(name))

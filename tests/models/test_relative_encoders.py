@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from numpy.testing import assert_allclose, assert_array_equal
 
-from ftlib import peft_config
+from ftlib import peft_config, stored
 from ftlib.base import lookup, rng, settings, trees
 from ftlib.base.errors import InputError
 from ftlib.base.types import Head
@@ -18,7 +18,6 @@ from ftlib.models import deberta, heads, inside, modernbert, stack, xlnet
 from ftlib.models.attention import attention, relative, same_segment
 from ftlib.peft import bitfit, houlsby, lora, prefix, prompt
 from ftlib.peft.method import added
-from ftlib.run import stored_info
 
 SIZES = {'hidden_size': 32, 'num_hidden_layers': 3, 'num_attention_heads': 4, 'intermediate_size': 48}
 COMMON = {'vocab_size': 50, 'initializer_range': 0.3, 'pad_token_id': 0}
@@ -245,7 +244,7 @@ def test_a_table_of_tags_comes_with_its_head(family):
 @each_family
 def test_scanned_layers_equal_unrolled_ones(family):
   method, start, _ = adapted(family, 'bitfit')
-  _, runs = stored_info(method, method.trains, scan=True)
+  _, runs = stored.info_of(method, method.trains, scan=True)
   assert runs == ([(0, 3)] if family == 'xlnet' else [(0, 1), (1, 3)])
   got = jax.jit(method.model.apply)(stack.stack(trees.unflatten(start), runs), batch()).logits
   close(got, run(method.model, start, batch()).logits)

@@ -8,14 +8,13 @@ import numpy as np
 import pytest
 from numpy.testing import assert_allclose
 
-from ftlib import peft_config
+from ftlib import peft_config, stored
 from ftlib.base import settings, trees
 from ftlib.base.errors import InputError
 from ftlib.base.types import Head
 from ftlib.models import albert, bilstm, electra, inside
 from ftlib.peft import bitfit, houlsby, last_n, lora, prefix, prompt
 from ftlib.peft.method import added
-from ftlib.run import stored_info
 
 SIZES = {
   'vocab_size': 40,
@@ -131,7 +130,7 @@ def test_layers_of_a_group_share_parameters_and_adapters():
   method = lora.build(lora.Config(rank=2), one)
   assert one.order == (0, 0, 0)
   assert [n for n in method.shown if not n.startswith('head/')] == ['layers/0/attn/q', 'layers/0/attn/v']
-  assert stored_info(method, method.trains, scan=True)[1] == [(0, 1)]
+  assert stored.info_of(method, method.trains, scan=True)[1] == [(0, 1)]
   with pytest.raises(InputError, match='the model has 1 layers'):
     last_n.build(last_n.Config(layers=2), one)
 

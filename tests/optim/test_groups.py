@@ -17,6 +17,7 @@ from ftlib.optim import chain, fields
 from tests.contract.optimizers import INFO, changes, close, component, extras, filled, make, walk
 
 HEAD, KERNEL, NORM = 'head/out/kernel', 'layers/0:2/mlp/up/kernel', 'layers/0:2/mlp_norm/scale'
+UP = 'mlp/up/kernel'
 
 
 def outside(**members) -> types.ModuleType:
@@ -42,7 +43,7 @@ def test_the_first_group_that_matches_takes_a_name():
 @pytest.mark.parametrize(
   ('groups', 'words'),
   [
-    ({'head': {'pattern': 'no/such'}}, "optim.groups.head.pattern='no/such' matches none of the 4 trainable"),
+    ({'head': {'pattern': 'no/such'}}, "optim.groups.head.pattern='no/such' matches none of the 6 trainable"),
     ({'head': {'pattern': '(x'}}, 'optim.groups.head.pattern'),
     ({'default': {'pattern': 'head'}}, 'call the group something else'),
     ({'all': {'pattern': ''}, 'head': {'pattern': 'head'}}, 'optim.groups.head is empty'),
@@ -52,6 +53,8 @@ def test_the_first_group_that_matches_takes_a_name():
     ({'head': {'pattern': 'head', 'learning_rate': -1.0}}, 'optim.groups.head.learning_rate=-1.0 is out of range'),
     ({'head': {'pattern': 'head', 'weight_decay': -1.0}}, 'optim.groups.head.weight_decay'),
     ({'head': {'pattern': 3}}, 'optim.groups.head.pattern'),
+    ({'low': {'pattern': '^layers/0/'}}, "='^layers/0/' takes some layers of the stack layers/0:2/mlp/up/kernel"),
+    ({'up': {'pattern': UP, 'no_decay': '/1/'}}, "optim.groups.up.no_decay='/1/' takes some layers of the stack"),
     ({'head': {'pattern': 'head', 'schedule': 'cosin'}}, 'did you mean "cosine"?'),
     ({'head': {'pattern': 'head', 'warmup_steps': 10}}, 'optim.groups.head: 10 warmup steps, but the run has 10'),
     ({'head': {'pattern': 'head', 'no_decay': '(x'}}, "optim.groups.head.no_decay='(x' is no regular expression"),
@@ -75,7 +78,7 @@ def test_what_a_group_leaves_out_is_the_runs_or_its_files():
   groups = {
     'own': {'pattern': 'norm/', 'optimizer': 'adamw', 'options': {'b2': 0.5}, 'l2': 0.3, 'warmup': 0.5},
     'same': {'pattern': '^head/', 'options': {'momentum': 0.5}, 'schedule': 'cosine'},
-    'file': {'pattern': KERNEL, 'optimizer': 'sgd'},
+    'file': {'pattern': UP, 'optimizer': 'sgd'},
   }
   run = {'learning_rate': 0.2, 'weight_decay': 0.1, 'momentum': 0.7, 'nesterov': True, 'warmup_steps': 2}
   parts = make('sgd', groups=groups, **run).parts
@@ -85,7 +88,7 @@ def test_what_a_group_leaves_out_is_the_runs_or_its_files():
   assert (own.warmup, own.warmup_steps) == (0.5, None)
   assert (same.momentum, same.nesterov, same.schedule, same.warmup_steps) == (0.5, True, 'cosine', 2)
   assert parts['file'].config.momentum == 0.7  # the run's own optimizer by its name
-  other = make('adamw', groups={'m': {'pattern': KERNEL, 'optimizer': 'sgd'}}, learning_rate=0.2).parts['m'].config
+  other = make('adamw', groups={'m': {'pattern': UP, 'optimizer': 'sgd'}}, learning_rate=0.2).parts['m'].config
   assert other.learning_rate == component('sgd').Config.learning_rate  # sgd has a usual rate of its own
 
 

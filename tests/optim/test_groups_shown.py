@@ -37,6 +37,22 @@ def test_the_summary_prints_every_group(tiny_bert, toy_data, monkeypatch):
   assert 'optimizer adamw at 0.01 (linear), ' in ' '.join(show.summary(one, 'runs/x').split())
 
 
+def test_a_stack_ends_where_groups_or_decay_do(config):
+  """Patterns are of layers' own names, however many of them lie in one stack."""
+
+  def stacks(method, **optim):
+    built = run.build(config(method=method, model__layers='scan', **optim))
+    return built.optimizer.members, {n.split('/')[1] for n in built.info if n.startswith('layers/')}
+
+  members, found = stacks('full', optim__groups={'low': {'pattern': '^layers/0/', 'learning_rate': 1e-4}})
+  assert found == {'0', '1'}
+  assert {n.split('/')[1] for n in members['low']} == {'0'}
+  assert stacks('full', optim__no_decay='^layers/1/')[1] == {'0', '1'}
+  assert stacks('full', optim__groups={'head': {'pattern': '^head/'}})[1] == {'0:2'}
+  assert stacks('lora', optim__groups={'low': {'pattern': 'layers/0/.*(b|kernel)$'}})[1] == {'0', '1'}
+  assert stacks('head', optim__no_decay='^layers/1/')[1] == {'0:2'}  # none of it trains
+
+
 def test_the_report_shows_the_plan(tmp_path):
   plan = {'default': [[0, 0.0], [5, 0.1], [9, 0.02]], '<b>': [[0, 0.3], [9, 0.3]]}
   (tmp_path / 'summary.json').write_text(json.dumps({'planned_learning_rates': plan, 'steps': 10}))

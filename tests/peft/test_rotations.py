@@ -192,7 +192,7 @@ def allocation(model, config, rng, *, stacked):
   flat = {n: np.asarray(i.init(jax.random.key(0), i.shape, i.dtype)) for n, i in info.items()}
   flat |= {n: rng.normal(size=i.shape).astype(np.float32) for n, i in info.items() if method.trains(n)}
   tree = stack.stack(trees.unflatten(flat), [(0, 2)]) if stacked else trees.unflatten(flat)
-  return method, *trees.split(tree, lambda n: method.trains(stack.canonical(n)))
+  return method, *trees.split(tree, lambda n: method.trains(trees.canonical(n)))
 
 
 def unstacked(tree):

@@ -10,7 +10,6 @@ import pytest
 from ftlib import run
 from ftlib.base import layout, rng, trees
 from ftlib.base.errors import InputError
-from ftlib.models import stack
 from ftlib.train import mixout
 
 KEY = jax.random.key(3)
@@ -20,7 +19,7 @@ VALUE, START = (RNG.normal(size=(8, 6)).astype(np.float32) for _ in range(2))
 
 
 def test_it_is_the_formula():
-  joined = mixout.mixing(0.3, stack.members)
+  joined = mixout.mixing(0.3, trees.members)
   frozen = {mixout.START: trees.unflatten({NAMES[0]: START}), 'other': jnp.ones(2)}
   trainable = trees.unflatten({NAMES[0]: VALUE, 'layers/0/attn/q/bias': START})
   apart = trees.flatten(joined(trainable, frozen, KEY))

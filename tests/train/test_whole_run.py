@@ -11,7 +11,6 @@ from ftlib import fine_tune, judge, recipe, watched
 from ftlib.base import trees
 from ftlib.base.errors import InputError
 from ftlib.evals import report
-from ftlib.models import stack
 from ftlib.train import diagnostics, loop, state
 from ftlib.train.step import make_train_step
 from tests import tiny
@@ -96,7 +95,7 @@ def test_the_landscape_is_kept(done):
 def test_norms_of_a_fault_have_the_names_of_layers(done, tmp_path):
   built = fine_tune.runs.build(done.config)
   hooks = watched.hooks(built, tmp_path, watched.Evaluations(built, loop.Progress()))
-  stacked = lambda n: len(stack.members(n)) > 1  # noqa: E731
+  stacked = lambda n: len(trees.members(n)) > 1  # noqa: E731
   trainable = built.abstract_state.trainable
   tree = trees.map_named(lambda n, s: np.full(s.shape, 2.0 if n.startswith('head') else 1.0, np.float32), trainable)
   squares = np.asarray(diagnostics.squares(tree, {}, stacked))
@@ -104,7 +103,7 @@ def test_norms_of_a_fault_have_the_names_of_layers(done, tmp_path):
   found = hooks.norms(squares)
   assert {'layers/0', 'layers/1', 'head'} <= set(found['layers'])
   for name, norm in found['parameters'].items():
-    size = next(i.size // len(stack.members(n)) for n, i in built.train_info.items() if name in stack.members(n))
+    size = next(i.size // len(trees.members(n)) for n, i in built.train_info.items() if name in trees.members(n))
     assert norm == pytest.approx((2.0 if name.startswith('head') else 1.0) * size**0.5, rel=1e-5)
   whole = sum(x**2 for x in found['parameters'].values()) ** 0.5
   assert found['groups'] == {'default': pytest.approx(whole)}

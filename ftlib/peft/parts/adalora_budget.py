@@ -19,7 +19,6 @@ import numpy as np
 
 from ftlib.base import trees
 from ftlib.base.types import Flat, Params
-from ftlib.models import stack
 from ftlib.peft.method import Adjust
 
 MEANS = tuple(f'{leaf}_{mean}' for leaf in 'aeb' for mean in ('sensitivity', 'uncertainty'))  # of each parameter, two
@@ -30,7 +29,7 @@ def triples(tree: Params, sites: list[str]) -> dict[str, tuple[jax.Array, jax.Ar
   flat, mine = trees.flatten(tree), {f'{n}/adapter/e' for n in sites}
   out = {}
   for name, e in flat.items():
-    if stack.canonical(name) in mine:
+    if trees.canonical(name) in mine:
       at = name.removesuffix('e')
       out[at] = flat[f'{at}a'].reshape(*e.shape[:-1], -1, e.shape[-1]), e, flat[f'{at}b'].reshape(*e.shape, -1)
   return out

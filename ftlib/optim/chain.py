@@ -130,6 +130,12 @@ def build(
       inside = {n: info[n] for n in names if part.labels[n] == label}
       rules[label] = rule.group(own, settings, inside, schedule=schedule, rates=factor, seed=seed, where=where)
   labels = {n: label for part in parts.values() for n, label in part.labels.items()}
+  searching = [part.optimizer for part in parts.values() if fields.searches(part.module)]
+  if config.clip_norm and searching:
+    raise InputError(
+      f'optim.clip_norm={config.clip_norm} does not go with the optimizer {searching[0]}, which searches by the loss: '
+      'that would change the gradient alone; set it to 0'
+    )
   clip = around.clipper(config.clip, config.clip_norm, info)
 
   def during(k: int) -> optax.GradientTransformationExtraArgs:

@@ -96,6 +96,11 @@ def needs_of(module: ModuleType) -> tuple[str, ...]:
   return needs
 
 
+def searches(module: ModuleType) -> bool:
+  """Whether a file goes along a line by the loss; what changes the gradient alone would mislead it."""
+  return {'value', 'grad', 'value_fn'} <= {*needs_of(module)}
+
+
 class Spec(NamedTuple):
   """A group as its settings say: pattern of names, optimizer file and the whole config for that."""
 

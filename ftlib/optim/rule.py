@@ -48,6 +48,13 @@ def group(
     what = f'{where}.l1' if config.l1 else 'a learning rate for each layer (optim.layer_decay, or the method)'
     raise InputError(f'{what} does not go with the optimizer {fields.name_of(module)}, which has its rate in its rule')
 
+  changed = [f for f in ('noise', 'centralize') if getattr(config, f)]
+  if changed and fields.searches(module):
+    raise InputError(
+      f'{where}.{changed[0]} does not go with the optimizer {fields.name_of(module)}, which searches by the loss: that '
+      'would change the gradient alone'
+    )
+
   def rule(rate: jax.Array | float) -> optax.GradientTransformationExtraArgs:
     own = {'rate': lambda _: rate, 'decay': config.weight_decay, 'decays': decayed} if rated else {}
     return optax.with_extra_args_support(module.build(config, dict(info), **own))
@@ -88,6 +95,15 @@ def group(
     given = {n: extra[n] for n in needs}
     if 'grad_fn' in given:
       given['grad_fn'] = lambda p, *i: treated(extra['grad_fn'](p, *i), p)
+    if config.l2 or config.l2_sp:  # the loss has them as its gradient does
+      pull = lambda p: _pull(p, start, config, decayed)  # noqa: E731
+      for n in ('value_fn', 'obj_fn'):
+        if n in given:
+          given[n] = lambda p, fn=extra[n]: fn(p) + pull(p)
+      if 'value' in given:
+        given['value'] = extra['value'] + pull(params)
+      if 'grad' in given:
+        given['grad'] = jax.tree.map(jnp.add, extra['grad'], jax.grad(pull)(params))
     updates, own = (fixed or rule(rate)).update(gradients, state['rule'], params, **given)
     if not rated:
       updates = trees.map_named(lambda *leaf: after(*leaf, rate), updates, params)
@@ -107,6 +123,14 @@ def decays(config: Any, *, where: str) -> Callable[[str], bool]:
     return not spared.pop()
 
   return decayed
+
+
+def _pull(params: Params, start: Params, config: Any, decayed: Callable[[str], bool]) -> jax.Array:
+  """What L2 and L2-SP add to the loss: their gradients are those that are added."""
+  begun = trees.flatten(start)
+  pairs = [(p, begun[n]) for n, p in trees.flatten(params).items() if decayed(n)]
+  square = lambda x: jnp.square(x.astype(jnp.float32)).sum() / 2  # noqa: E731
+  return sum((config.l2 * square(p) + config.l2_sp * square(p - s) for p, s in pairs), jnp.zeros(()))
 
 
 def waiting(tx: optax.GradientTransformationExtraArgs) -> optax.GradientTransformationExtraArgs:

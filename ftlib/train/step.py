@@ -4,7 +4,8 @@ The objective gives sums, and the mean is taken once, over everything that was c
 micro-batches, on several devices or with more padding gives the same update. Only `trainable` is differentiated, so
 neither weight gradients of frozen parameters nor the backward pass below the lowest trainable layer is computed.
 
-A step whose loss or gradient is not finite changes nothing but its counts.
+A step whose loss or gradient is not finite changes nothing but its counts; nor does one whose optimizer takes a second
+gradient that is not.
 """
 
 from __future__ import annotations
@@ -101,6 +102,8 @@ def make_train_step(
     }
     extra = {n: value() if n == 'value' else given[n] for n in needs}
     updates, opt = tx.update(whole, state.opt, state.trainable, **extra)
+    if {'grad_fn', 'obj_fn'} & {*needs}:  # what the update looked at besides can fail where this gradient is fine
+      fine &= _still_finite((updates, opt), (state.trainable, state.opt))
     updates = trees.split(updates, active)[0]
     new = optax.apply_updates(trainable, updates)
     kept = state.kept
@@ -154,6 +157,14 @@ def accumulate(grad: Callable, trainable: Params, frozen: Params, batch: Batch, 
   shapes = jax.eval_shape(grad, trainable, frozen, jax.tree.map(lambda x: x[0], pieces), key)
   zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
   return jax.lax.scan(body, zeros, pieces)[0]
+
+
+def _still_finite(after: Any, before: Any) -> jax.Array:
+  """Whether every number that was finite is."""
+  same = lambda a, b: (jnp.isfinite(a) | ~jnp.isfinite(b)).all()  # noqa: E731
+  pairs = zip(jax.tree.leaves(after), jax.tree.leaves(before), strict=True)
+  kept = [same(a, b) for a, b in pairs if jnp.issubdtype(a.dtype, jnp.inexact)]
+  return jnp.stack(kept).all()
 
 
 def make_eval_step(apply: Apply, objective: Callable[..., Sums], predict: Callable[[Outputs, Batch], dict]):

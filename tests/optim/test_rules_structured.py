@@ -291,6 +291,25 @@ def test_lbfgs_reaches_the_optimum_of_a_logistic_regression(rates):
   assert int(states[-1].count) == 15
 
 
+@pytest.mark.parametrize('field', ['l2', 'l2_sp'])
+def test_lbfgs_searches_by_the_loss_with_its_l2(field):
+  """At the optimum of both the gradient is the pull's opposite; l2_sp pulls to the start."""
+  tx = chain.build(*module_and_config('lbfgs', **{field: 0.3}), LOGISTIC, steps=20).tx
+  grad, start = jax.grad(logistic), draw(9, LOGISTIC)
+  extra = lambda p: {'value': logistic(p), 'grad': grad(p), 'value_fn': logistic}  # noqa: E731
+  last = walk(tx, lambda t, p: grad(p), start, steps=20, extra=extra)[2][-1]
+  left = trees.flatten(grad(trees.unflatten(last)))
+  origin = start if field == 'l2_sp' else dict.fromkeys(start, 0)
+  np.testing.assert_allclose(left['out/kernel'], -0.3 * (last['out/kernel'] - origin['out/kernel']), atol=1e-4)
+  np.testing.assert_allclose(left['out/bias'], 0, atol=1e-4)
+
+
+@pytest.mark.parametrize('values', [{'noise': 0.1}, {'centralize': True}, {'clip_norm': 1.0}])
+def test_lbfgs_refuses_what_changes_the_gradient_alone(values):
+  with pytest.raises(InputError, match=f'optim.{next(iter(values))}.* lbfgs, which searches by the loss'):
+    chain.build(*module_and_config('lbfgs', **values), LOGISTIC, steps=20)
+
+
 def test_lbfgs_decays_past_the_line_search():
   zero = {n: np.zeros(i.shape, np.float32) for n, i in INFO.items()}
   tx = rule('lbfgs', rate=lambda _: 0.5, decay=0.2)

@@ -69,6 +69,25 @@ def test_nothing_stays_of_a_step_that_is_not_finite(step, fault):
     assert not np.array_equal(found[f'ema/{name}'], was[f'ema/{name}'])
 
 
+@pytest.mark.parametrize('name', ['sam', 'sophia'])
+def test_what_an_optimizer_looks_at_besides_is_looked_at_too(name):
+  """The first gradient is fine; SAM's, uphill beyond a root's end, and Sophia's second derivative are not."""
+  losses = {'sam': lambda w: -jnp.sqrt(1 - w.sum()), 'sophia': lambda w: (jnp.abs(w) ** 1.5 + w).sum()}
+  tx, needs = linear.optimizer(name, **{'sam': {'rho': 1.0}}.get(name, {})).tx, {'sam': 'grad_fn', 'sophia': 'obj_fn'}
+  params = linear.parameters()
+  at = lambda params, batch, key: losses[name](params['head']['kernel'] - batch['kernel'] + batch['by'])  # noqa: E731
+  loss = lambda model, batch, key: {'loss': (model(batch, key), jnp.float32(1))}  # noqa: E731
+  step = jax.jit(make_train_step(at, loss, tx, needs={needs[name]}))
+  now, kernel = state.create(params, {}, tx=tx, seed=0), params['head']['kernel']
+  after, sums = step(now, {}, {'by': jnp.float32(0), 'kernel': kernel})
+  assert np.isfinite(sums['grad_norm'])
+  assert int(after.skipped) == 1
+  assert trees.digest((after.trainable, after.opt)) == trees.digest((now.trainable, now.opt))
+  good, _ = step(now, {}, {'by': jnp.float32(-0.5), 'kernel': kernel})
+  assert int(good.skipped) == 0
+  assert trees.digest(good.trainable) != trees.digest(now.trainable)
+
+
 def test_it_is_looked_for_before_clipping():
   """A slope without bound is 1 when it is clipped by value, and the step is skipped all the same."""
   tx, params = linear.optimizer(clip='value', clip_norm=1.0).tx, linear.parameters()

@@ -67,28 +67,30 @@ def test_lowers_a_quadratic_under_jit(name):
 
 
 def test_a_training_step_on_a_mesh(name):
-  """State lies as the parameter it belongs to and keeps its shapes and dtypes; what is frozen is not touched."""
-  mesh = layout.build(runs.MESH, batch=8)
+  """State lies as its parameter and keeps its shapes and dtypes. Of what is frozen there is none, and what
+  waits for its stage stays as it is, with its state."""
+  mesh, waits = layout.build(runs.MESH, batch=8), lambda n: n.startswith('head/')
   searches = fields.searches(optimizers.component(name))
-  optimizer = make(name, weight_decay=0.1, clip_norm=0.0 if searches else 1.0)
+  optimizer = make(name, weight_decay=0.1, clip_norm=0.0 if searches else 1.0, stage=lambda n: int(waits(n)))
   create = functools.partial(train_state.create, kept={}, tx=optimizer.tx, seed=0)
   places = train_state.shardings(jax.eval_shape(create, filled()), INFO, mesh)
-  frozen = filled(info=FROZEN)
-  before = trees.digest(frozen)
   made = jax.jit(create, out_shardings=places)(filled())
-  train = make_train_step(optimizers.apply, optimizers.objective, optimizer.tx, needs=optimizer.needs)
+  options = {'needs': optimizer.needs, 'active': lambda n: not waits(n)}
+  train = make_train_step(optimizers.apply, optimizers.objective, optimizer.staged[0], **options)
   step = jax.jit(train, out_shardings=(places, mesh.replicated))
-  after, sums = step(made, frozen, jax.device_put(optimizers.batch(), mesh.batch))
+  after, sums = step(made, filled(info=FROZEN), jax.device_put(optimizers.batch(), mesh.batch))
   assert sums['skipped'] == 0
-  assert trees.digest(frozen) == before
+  still = [(trees.split(s.trainable, waits)[0], {**s.opt['default-1'], 'step': 0}) for s in (made, after)]
+  assert trees.digest(still[0]) == trees.digest(still[1])
   assert set(trees.flatten(after.trainable)) == set(INFO)
   assert jax.tree.structure(after) == jax.tree.structure(made)
   for (path, old), new in zip(jax.tree_util.tree_leaves_with_path(made.opt), jax.tree.leaves(after.opt), strict=True):
     at = trees.path_name(path)
+    assert 'trunk' not in at
     assert (old.shape, old.dtype) == (new.shape, new.dtype), at
     assert old.dtype != np.float64, at
     assert not jnp.issubdtype(old.dtype, jax.dtypes.prng_key), f'{at}: keep jax.random.key_data of it'
-    assert not jnp.issubdtype(new.dtype, jnp.floating) or np.isfinite(new).all(), at
+    assert not jnp.issubdtype(new.dtype, jnp.floating) or (np.isfinite(new) | ~np.isfinite(old)).all(), at
     owner = next((n for n in INFO if at.endswith(f'/{n}') and new.shape == INFO[n].shape), None)
     wanted = mesh.replicated if owner is None else mesh.param(INFO[owner])
     assert all(leaf.sharding.is_equivalent_to(wanted, leaf.ndim) for leaf in (old, new)), at

@@ -1,7 +1,8 @@
 """A run that is killed again and again ends with the same bytes as one that never was.
 
 One run is interrupted by kill -9 (5 times, at seeded random moments), by SIGTERM, by Ctrl-C, by a flipped bit in its
-newest checkpoint and by a half-written one; train.py is a process of its own each time.
+newest checkpoint and by a half-written one; train.py is a process of its own each time. A plateau lowers its rate, it
+keeps two averages, and patience ends it.
 """
 
 import json
@@ -19,13 +20,15 @@ import pytest
 
 pytestmark = pytest.mark.slow
 ROOT = pathlib.Path(__file__).resolve().parents[2]
-STEPS = 180
+STEPS = 400  # the most
 RECIPE = """
 from tests import tiny
 
 def get_config(arg=''):
   c = tiny.config({model!r}, {data!r}, method='lora', train__steps={steps}, train__eval_every=20, train__log_every=1)
   c.checkpoint.every = 4
+  c.optim.schedule, c.train.plateau_factor, c.train.plateau_patience = 'plateau', 0.5, 1
+  c.train.ema, c.train.swa_start, c.train.patience = 0.9, 0.1, 6
   return c
 """
 
@@ -77,8 +80,18 @@ def last_step(workdir):
   return 0
 
 
+def summary(workdir):
+  return json.loads((workdir / 'summary.json').read_text())
+
+
+def logged(workdir, split):
+  """The rows of a split, without times."""
+  rows = [json.loads(line) for line in (workdir / 'metrics.jsonl').read_text().splitlines()]
+  return [{k: v for k, v in r.items() if 'second' not in k} for r in rows if r['split'] == split]
+
+
 def digest(workdir):
-  return json.loads((workdir / 'summary.json').read_text())['params_sha256']
+  return summary(workdir)['params_sha256']
 
 
 def newest(workdir):
@@ -138,11 +151,20 @@ def test_the_evaluation_is_the_same(unkilled, killed):
   assert read(killed[0]) == read(unkilled)
 
 
-def test_every_step_is_logged_once(unkilled, killed):
+def test_every_step_is_logged_once_until_patience_ends(unkilled, killed):
+  ends = summary(unkilled)['steps']
+  assert 120 <= ends < STEPS
   for workdir in (unkilled, killed[0]):
-    rows = [json.loads(line) for line in (workdir / 'metrics.jsonl').read_text().splitlines()]
-    assert [r['step'] for r in rows if r['split'] == 'train'] == list(range(1, STEPS + 1))
-    assert [r['step'] for r in rows if r['split'] == 'validation'] == list(range(20, STEPS + 1, 20))
+    assert [r['step'] for r in logged(workdir, 'train')] == list(range(1, ends + 1))
+    for split in ('validation', 'validation_ema'):
+      assert [r['step'] for r in logged(workdir, split)] == list(range(20, ends + 1, 20))
+  assert len({r['learning_rate'] for r in logged(unkilled, 'train')}) > 2  # warmup aside, a plateau lowered it
+
+
+@pytest.mark.parametrize('split', ['train', 'validation', 'validation_ema', 'validation_swa'])
+def test_rates_metrics_and_averages_are_the_same(unkilled, killed, split):
+  assert logged(killed[0], split)
+  assert logged(killed[0], split) == logged(unkilled, split)
 
 
 def test_a_damaged_checkpoint_is_set_aside_and_named(killed):
@@ -165,7 +187,7 @@ def test_a_finished_run_does_nothing_again(runner, unkilled):
   before = digest(unkilled)
   status, out = runner.finish(unkilled)
   assert status == 0, out
-  assert f'resumed at step {STEPS} of {STEPS}' in out
+  assert f'resumed at step {summary(unkilled)["steps"]} of {STEPS}' in out
   assert digest(unkilled) == before
 
 
@@ -184,7 +206,8 @@ def test_all_checkpoints_damaged_is_an_error_twice(runner, unkilled, tmp_path):
 def test_more_steps_go_on(runner, unkilled, tmp_path):
   workdir = tmp_path / 'w'
   shutil.copytree(unkilled, workdir)
-  status, out = runner.finish(workdir, f'--config.train.steps={STEPS + 8}')
+  ended = summary(unkilled)['steps']
+  status, out = runner.finish(workdir, f'--config.train.steps={ended + 8}', '--config.train.patience=50')
   assert status == 0, out
-  assert f'resumed at step {STEPS} of {STEPS + 8}' in out
-  assert last_step(workdir) == STEPS + 8
+  assert f'resumed at step {ended} of {ended + 8}' in out
+  assert last_step(workdir) == ended + 8

@@ -22,7 +22,7 @@ from ftlib.io.checkpoint import Checkpoints
 from ftlib.io.logs import Log
 from ftlib.run import Run
 from ftlib.samples import Samples
-from ftlib.train import loop, state
+from ftlib.train import averages, loop, state
 
 
 def run(config: Any, workdir: str | None) -> dict[str, Any]:
@@ -135,12 +135,20 @@ def _resumed(
   built: Run, start: state.TrainState | None, checkpoints: Checkpoints, log: Log
 ) -> tuple[state.TrainState, loop.Progress]:
   found = checkpoints.restore(state.storable(built.abstract_state))
+  share = built.settings.train.swa_start
+  begins = None if share is None else averages.first(share, built.steps)
   if found is None:
     log.resume(-1)
-    return start or built.start(*built.load()), loop.Progress()
+    return start or built.start(*built.load()), loop.Progress(mean_from=begins)
+  progress = loop.Progress(**found.meta)
+  if begins is not None and begins <= found.step and begins != progress.mean_from:
+    raise InputError(
+      f'train.swa_start={share}: of {built.steps} steps the equal mean would hold those from {begins} on, and at step '
+      f'{found.step} it holds others; go on with more steps, or in another --workdir'
+    )
   log.resume(found.step)
   log.say(f'resumed at step {found.step} of {built.steps}')
-  return state.restored(found.state), loop.Progress(**found.meta)
+  return state.restored(found.state), dataclasses.replace(progress, mean_from=begins)
 
 
 def _plan(built: Run) -> loop.Plan:

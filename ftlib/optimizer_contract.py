@@ -262,7 +262,7 @@ def memory(subject: Subject) -> str:
   return f'{trees.nbytes(state) / trees.size(shapes):.2f} bytes of state a parameter (adamw: 8)'
 
 
-def duration(subject: Subject, *, rounds: int = 31, seconds: float = 6.0) -> str:
+def duration(subject: Subject, *, rounds: int = 30, seconds: float = 6.0) -> str:
   """Time of an update over adamw's, on a million parameters, in turns. Nothing here can fail."""
   adamw = Subject(lookup.component('optim', 'adamw', field='optim.name'))
   pair = [Updates(s.optimizer(_large()).tx, _large()) for s in (subject, adamw)]

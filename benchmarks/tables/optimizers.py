@@ -15,8 +15,9 @@ with LoRA. One rule for all; what an optimizer gets does not depend on which it 
 - Then 3 seeds at the chosen rate, evaluated 8 times on the way: final accuracy, and the steps to reach 97 % of the best
   mean that any optimizer reached with that method (median of the seeds).
 - Costs: bytes of optimizer state a trainable parameter, and the times of an update alone and of a whole training step
-  over adamw's, in turns in this process, medians. An optimizer that evaluates the loss again (sam, sophia, l-bfgs) pays
-  for it in the step alone.
+  over adamw's, in turns in this process, means of 10 or 20 steps: what soap and sophia do every 10 steps is in them,
+  galore's decomposition every 200 is not. An optimizer that evaluates the loss again (sam, sophia) pays for it in the
+  step alone.
 
 The rates of an optimizer share one compiled step (`optimizers_worker.py`). What is measured is kept at once in
 benchmarks/results/optimizers.jsonl and not measured again, so a command can be stopped and goes on; `--minutes` stops

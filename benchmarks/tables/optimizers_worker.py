@@ -69,7 +69,7 @@ class Trainer:
         curve.append([i + 1, float(metrics['accuracy']), float(metrics['loss'])])
     return {'curve': curve} if math.isfinite(curve[-1][2]) else {'curve': curve[:-1], 'diverged': run.steps}
 
-  def costs(self, other: Trainer, *, rounds: int = 15) -> dict[str, Any]:
+  def costs(self, other: Trainer, *, rounds: int = 20) -> dict[str, Any]:
     """Bytes of state a trainable parameter, and the times of an update and of a whole step over those of `other`."""
     size = trees.size(self.run.abstract_state.trainable)
     update = lambda t: optimizer_trial.Updates(t.run.optimizer.tx, t.run.train_info)  # noqa: E731

@@ -56,6 +56,7 @@ class Progress:
   evaluations_without_gain: int = 0
   tokens: int = 0  # counted, padding left out
   seconds: float = 0.0  # in training steps, without compiling, evaluating and saving
+  mean_from: int | None = None  # the first update in the equal mean of the parameters
   window: list[dict[str, Any]] = dataclasses.field(default_factory=list)  # of the steps that the next row is a mean of
 
   def out_of_patience(self, plan: Plan) -> bool:

@@ -171,8 +171,8 @@ def test_times_are_taken_in_turns():
       calls.append(self.name)
       return next(self.times)
 
-  first, second = Clock('a', [9, 9, 2, 4, 6]), Clock('b', [9, 9, 1, 1, 2])
-  assert optimizer_trial.alternated(first, second, rounds=3, seconds=100.0) == (3, 4)
+  first, second = Clock('a', [9, 9, 2, 2, 11]), Clock('b', [9, 9, 1, 1, 3])
+  assert optimizer_trial.alternated(first, second, rounds=3, seconds=100.0) == (3, 5)  # one step in three is dearer
   assert calls == ['a', 'b'] * 5
 
 

@@ -207,7 +207,7 @@ def test_more_steps_go_on(runner, unkilled, tmp_path):
   workdir = tmp_path / 'w'
   shutil.copytree(unkilled, workdir)
   ended = summary(unkilled)['steps']
-  status, out = runner.finish(workdir, f'--config.train.steps={ended + 8}', '--config.train.patience=50')
+  status, out = runner.finish(workdir, f'--config.train.steps={STEPS + 8}', '--config.train.patience=50')
   assert status == 0, out
-  assert f'resumed at step {ended} of {ended + 8}' in out
-  assert last_step(workdir) == ended + 8
+  assert f'resumed at step {ended} of {STEPS + 8}' in out
+  assert last_step(workdir) == STEPS + 8

@@ -10,6 +10,8 @@ import shutil
 import pytest
 
 from ftlib import fine_tune
+from ftlib.base.errors import InputError
+from tests import tiny
 
 STEPS, SAVED, EVERY = 9, 4, 3
 
@@ -24,14 +26,16 @@ def ended(workdir):
   return json.loads((workdir / 'summary.json').read_text())['params_sha256']
 
 
+def recipe(model, data, **more):
+  values = {'train__steps': STEPS, 'train__eval_every': STEPS, 'train__log_every': EVERY, 'train__accumulate': 2}
+  averages = {'train__ema': 0.9, 'train__swa_start': 0.25, 'train__diagnostics': 'norms'}
+  return tiny.config(model, data, checkpoint__every=SAVED, checkpoint__keep_last=9, **{**values, **averages, **more})
+
+
 @pytest.fixture(scope='module')
 def runs(tiny_bert, toy_data, tmp_path_factory):
   """(folder of the whole run, folder of the run that was resumed at step 4)."""
-  from tests import tiny
-
-  values = {'train__steps': STEPS, 'train__eval_every': STEPS, 'train__log_every': EVERY, 'train__accumulate': 2}
-  averages = {'train__ema': 0.9, 'train__swa_start': 0.25, 'train__diagnostics': 'norms'}
-  config = tiny.config(tiny_bert, toy_data, checkpoint__every=SAVED, checkpoint__keep_last=9, **values, **averages)
+  config = recipe(tiny_bert, toy_data)
   whole, again = (tmp_path_factory.mktemp('restart') / name for name in ('whole', 'again'))
   fine_tune.run(config, str(whole))
   shutil.copytree(whole, again)
@@ -54,3 +58,10 @@ def test_the_rows_of_the_log_are_the_same(runs):
   assert of('train') == [3, 6, 9]
   assert of('validation') == of('validation_ema') == of('validation_swa') == [9]
   assert rows(again) == rows(whole)
+
+
+def test_an_equal_mean_that_began_cannot_begin_elsewhere(runs, tiny_bert, toy_data, tmp_path):
+  """It held the parameters from step 3 on; of 7 steps it would hold those from 2 on."""
+  shutil.copytree(runs[0], tmp_path / 'w')
+  with pytest.raises(InputError, match='of 7 steps the equal mean would hold those from 2 on, and at step 9 it holds'):
+    fine_tune.run(recipe(tiny_bert, toy_data, train__steps=7), str(tmp_path / 'w'))

@@ -2,8 +2,8 @@
 
 The time of an update of 100 million parameters over that of a hand-fused adamw, one jitted tree-map that does nothing
 but Adam's formula, in turns in one process; the target for ftlib's adamw is 1.15. Times are means of 10 or 20 steps:
-what soap and sophia do every 10 steps is in them, galore's decomposition every 200 is not. Beside it the bytes of state,
-by shapes, and what they are in theory, which must agree. No clipping, decay 0.01 on matrices; an optimizer that
+what soap and sophia do every 10 steps is in them, galore's decomposition every 200 is not. Beside it the bytes of
+state, by shapes, and what they are in theory, which must agree. No clipping, decay 0.01 on matrices; an optimizer that
 evaluates the loss again (sam, sophia, l-bfgs) gets one that costs next to nothing.
 
 The parameters are those of a 12-layer encoder, layers stacked, as wide as the number asks for. Results are kept in

@@ -27,5 +27,5 @@ def get_config(arg=''):
     c.train.packing = True
     c.train.max_length = 128
   if args.method == 'full':
-    c.optim.learning_rate = 5e-5 if args.first else 1e-4
+    recipe.set_rate(c, 5e-5 if args.first else 1e-4)
   return c

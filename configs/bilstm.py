@@ -25,5 +25,5 @@ def get_config(arg=''):
   c.train.epochs = 8.0
   c.train.patience = 3
   c.train.max_length = 256
-  c.optim.learning_rate = 2e-3
+  recipe.set_rate(c, 2e-3)
   return c

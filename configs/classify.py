@@ -17,6 +17,5 @@ def get_config(arg=''):
   c.model.pretrained = args.model
   c.data.path = args.data
   c.train.epochs = 2.0
-  if args.method == 'full':
-    c.optim.learning_rate = 5e-5
+  recipe.set_rate(c, 5e-5 if args.method == 'full' else 1e-3)
   return c

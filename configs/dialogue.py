@@ -28,5 +28,5 @@ def get_config(arg=''):
   c.train.packing = True
   c.train.max_length = 512
   c.train.batch_size, c.train.eval_batch_size = 8, 16
-  c.optim.learning_rate = 5e-5 if args.method == 'full' else 1e-3
+  recipe.set_rate(c, 5e-5 if args.method == 'full' else 1e-3)
   return c

@@ -20,6 +20,6 @@ def get_config(arg=''):
   c = recipe.recipe(task='embed', method=args.method, optim=args.optim)
   c.model.pretrained = args.model
   c.data.path = args.data
-  c.optim.learning_rate = 5e-5 if args.method == 'full' else 1e-3
+  recipe.set_rate(c, 5e-5 if args.method == 'full' else 1e-3)
   c.train.epochs = 2.0
   return c

@@ -18,7 +18,7 @@ def get_config(arg=''):
   c = recipe.recipe(task='extract', method=args.method, optim=args.optim)
   c.model.pretrained = args.model
   c.data.path = args.data
-  c.optim.learning_rate = 5e-5 if args.method == 'full' else 1e-3
+  recipe.set_rate(c, 5e-5 if args.method == 'full' else 1e-3)
   c.train.max_length = 384
   c.train.batch_size, c.train.eval_batch_size = 16, 32
   c.train.epochs = 2.0

@@ -21,5 +21,5 @@ def get_config(arg=''):
   c.data.path = args.data
   c.train.packing = True
   c.train.max_length = 128
-  c.optim.learning_rate = 1e-4 if args.method == 'full' else 1e-3
+  recipe.set_rate(c, 1e-4 if args.method == 'full' else 1e-3)
   return c

@@ -10,6 +10,7 @@ table, after 125 steps of 8 rows, stand in the README.
 """
 
 from configs import classify
+from ftlib import recipe
 
 RATES = {
   'adalora': 2.7e-2,  # 0.800
@@ -45,5 +46,5 @@ RATES = {
 def get_config(arg=''):
   c = classify.get_config(arg)
   c.train.buckets = 2
-  c.optim.learning_rate = RATES.get(c.method.name, 3e-3)
+  recipe.set_rate(c, RATES.get(c.method.name, 3e-3))
   return c

@@ -18,5 +18,5 @@ def get_config(arg=''):
   c.data.path = args.data
   c.task.threshold = 'tuned'
   c.train.epochs = 3.0
-  c.optim.learning_rate = 1e-4 if args.method == 'full' else 3e-3
+  recipe.set_rate(c, 1e-4 if args.method == 'full' else 3e-3)
   return c

@@ -5,22 +5,24 @@
   python train.py --config=configs/optimizers.py:data=DIR --config.optim.groups.head.learning_rate=1e-2 \\
       --workdir=runs/fast_head
 
-The rate is that of configs/classify.py, or the optimizer file's own default where it has one; it wants tuning. Not
-measured: `python benchmarks/tables/optimizers.py` compares them at an equal budget of tuning. docs/optimizers.md has
-all optimizers, schedules and fields.
+The rate is that of configs/classify.py, more for optimizers that want more (`recipe.set_rate`); it wants tuning. An
+optimizer with a schedule of its own (schedule-free, l-bfgs) keeps it. Not measured: `python
+benchmarks/tables/optimizers.py` compares them at an equal budget of tuning. docs/optimizers.md has all optimizers,
+schedules and fields.
 """
+
+import dataclasses
 
 from configs import classify
 from ftlib import recipe
-from ftlib.optim import chain
 
 
 def get_config(arg=''):
   c = classify.get_config(arg)
-  own = recipe.component_section('optim', c.optim.name).learning_rate
-  if own != chain.Common().learning_rate:
-    c.optim.learning_rate = own
-  c.optim.warmup = 0.1
-  c.optim.groups = {'head': {'pattern': '^head/', 'schedule': 'cosine', 'weight_decay': 0.0}}
+  head = {'pattern': '^head/', 'weight_decay': 0.0}
+  own = {f.name for f in dataclasses.fields(recipe.component('optim', c.optim.name).Config)}
+  if 'schedule' not in own:
+    c.optim.warmup, head['schedule'] = 0.1, 'cosine'
+  c.optim.groups = {'head': head}
   c.train.diagnostics = 'norms'
   return c

@@ -29,5 +29,5 @@ def get_config(arg=''):
   c.data.path = args.data
   c.train.max_length = 512
   c.train.batch_size, c.train.eval_batch_size = 16, 16
-  c.optim.learning_rate = 1e-6 if args.method == 'full' else 5e-5
+  recipe.set_rate(c, 1e-6 if args.method == 'full' else 5e-5)
   return c

@@ -23,7 +23,7 @@ def get_config(arg=''):
     c.data.group = 'movie_name'
     c.task.label = 'category'
   c.task.pooling = 'mean'  # as this model was pretrained
-  c.optim.learning_rate = 3e-3
+  recipe.set_rate(c, 3e-3)
   c.train.epochs = 1.0
   c.train.eval_every = 161
   c.train.buckets = 3

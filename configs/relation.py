@@ -17,5 +17,5 @@ def get_config(arg=''):
   c.model.pretrained = args.model
   c.data.path = args.data
   c.train.epochs = 5.0
-  c.optim.learning_rate = 1e-4 if args.method == 'full' else 3e-3
+  recipe.set_rate(c, 1e-4 if args.method == 'full' else 3e-3)
   return c

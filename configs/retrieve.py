@@ -20,5 +20,5 @@ def get_config(arg=''):
   c.data.path = args.data
   c.train.batch_size = 64
   c.train.max_length = 64
-  c.optim.learning_rate = 2e-5 if args.method == 'full' else 1e-3
+  recipe.set_rate(c, 2e-5 if args.method == 'full' else 1e-3)
   return c

@@ -25,7 +25,7 @@ def get_config(arg=''):
   c = recipe.recipe(task='score', method=args.method, optim=args.optim)
   c.model.pretrained = args.model
   c.data.path = args.data
-  c.optim.learning_rate = 1e-5 if args.method == 'full' else 2e-4
+  recipe.set_rate(c, 1e-5 if args.method == 'full' else 2e-4)
   c.train.max_length = 256
   c.train.batch_size, c.train.eval_batch_size = 8, 16
   return c

@@ -22,5 +22,5 @@ def get_config(arg=''):
   c.task.parts, c.task.temperature = PARTS, 2.0
   c.objective.weights = 'stsb=0.2'  # its squared errors are of scores up to 5
   c.train.epochs = 2.0
-  c.optim.learning_rate = 5e-5 if args.method == 'full' else 1e-3
+  recipe.set_rate(c, 5e-5 if args.method == 'full' else 1e-3)
   return c

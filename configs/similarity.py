@@ -16,6 +16,6 @@ def get_config(arg=''):
   c = recipe.recipe(task='similarity', method=args.method, optim=args.optim)
   c.model.pretrained = args.model
   c.data.path = args.data
-  c.optim.learning_rate = 1e-4 if args.method == 'full' else 3e-3
+  recipe.set_rate(c, 1e-4 if args.method == 'full' else 3e-3)
   c.train.epochs = 2.0
   return c

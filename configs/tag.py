@@ -19,7 +19,7 @@ def get_config(arg=''):
   c.model.pretrained = args.model
   c.data.path = args.data
   c.train.epochs = 3.0
-  c.optim.learning_rate = 1e-4 if args.method == 'full' else 3e-3
+  recipe.set_rate(c, 1e-4 if args.method == 'full' else 3e-3)
   if args.crf == 'yes':
     c.task.crf = True
     c.optim.groups = {'transitions': {'pattern': '^head/transitions$', 'learning_rate': 1e-2}}

@@ -35,7 +35,8 @@ class ModelSettings:
   '' goes by `config.json`'s model_type. `adapter`: run folder, or folder of PEFT, to start from; `adapter_parts`: which
   of its parameters, some of `PARTS` with commas between. `layers`: 'scan' (alike layers are compiled once) or 'unroll'.
   `remat`: what the backward pass computes again. `allow_config`: pattern of unknown `config.json` keys that are
-  harmless. `scratch`: of a model that starts from nothing, where `pretrained` is empty (`ftlib/scratch.py`)."""
+  harmless. `dropout`: of layers, embeddings and head, and `attention_dropout`; None is what `config.json` says.
+  `scratch`: of a model that starts from nothing, where `pretrained` is empty (`ftlib/scratch.py`)."""
 
   pretrained: str = ''
   family: str = ''
@@ -44,6 +45,8 @@ class ModelSettings:
   layers: str = setting('scan', choices=('scan', 'unroll'))
   remat: str = setting('none', choices=tuple(stack.REMAT))
   allow_config: str = ''
+  dropout: float | None = setting(None, low=0, below=1)
+  attention_dropout: float | None = setting(None, low=0, below=1)
   scratch: scratch.Config = dataclasses.field(default_factory=scratch.Config)
 
   def __post_init__(self):
@@ -200,6 +203,15 @@ def component_section(section: str, name: str, **values: Any) -> config_dict.Con
   out = config_dict.ConfigDict({'name': name})
   out.update(settings.section(dataclass_of(section, name), **values))
   return out
+
+
+def set_rate(config: config_dict.ConfigDict, rate: float) -> None:
+  """Sets `optim.learning_rate` to what is right with AdamW; an optimizer whose usual rate is higher (sgd) gets as many
+  times more, and one that finds its rate by itself (`FINDS_RATE`) keeps its own."""
+  module = component('optim', config.optim.name)
+  more = max(1.0, chain.config_of(module)().learning_rate / chain.Common().learning_rate)
+  if not getattr(module, 'FINDS_RATE', False):
+    config.optim.learning_rate = float(f'{rate * more:.6g}')
 
 
 def component(section: str, name: str) -> ModuleType:

@@ -36,6 +36,22 @@ def objective(s: Settings, task: Task, width: int | None) -> Callable[..., Sums]
   return adversarial.wrap(plain, s.adversarial, width=width)
 
 
+def with_dropout(arch: Any, s: Settings) -> Any:
+  """An architecture with the dropout that `model.dropout` and `model.attention_dropout` set.
+
+  Raises `InputError` where it has none of that kind.
+  """
+  names = {f.name for f in dataclasses.fields(arch) if f.name.endswith('dropout')}
+  kinds = {'attention_dropout': names & {'attention_dropout'}, 'dropout': names - {'attention_dropout'}}
+  rates = {}
+  for field, found in kinds.items():
+    rate = getattr(s.model, field)
+    if rate is not None and not found:
+      raise InputError(f'model.{field}={rate}: the model has no such dropout; leave it out')
+    rates |= {} if rate is None else dict.fromkeys(found, rate)
+  return dataclasses.replace(arch, **rates)
+
+
 def is_private(s: Settings) -> bool:
   """Whether a run trains with differential privacy."""
   return s.privacy.noise_multiplier > 0
@@ -149,13 +165,16 @@ def checked(run: Run) -> Run:
 
 def _changing(run: Run) -> list[str]:
   """What is said of l-bfgs where no step has the loss of the one before."""
-  size, rows = run.settings.train.batch_size, len(run.examples.get('train', ()))
-  if size >= rows or all(part.optimizer != 'lbfgs' for part in run.optimizer.parts.values()):
+  if all(part.optimizer != 'lbfgs' for part in run.optimizer.parts.values()):
     return []
+  size, rows, arch = run.settings.train.batch_size, len(run.examples.get('train', ())), run.method.model.config
+  why = [f'these have other rows each time (train.batch_size={size} of {rows})'] if size < rows else []
+  rates = [getattr(arch, f.name) for f in dataclasses.fields(arch) if f.name.endswith('dropout')]
+  why += [f'the model drops up to {max(rates):g} of its numbers (model.dropout, model.attention_dropout)'] * any(rates)
   return [
-    f'optim.name=lbfgs learns the curvature from how gradients change between steps, and these have other rows each '
-    f'time (train.batch_size={size} of {rows}): it is for a head alone (method.name=head), all rows in a batch and no '
-    'dropout'
+    f'optim.name=lbfgs learns the curvature from how gradients change between steps, and {reason}: it is for a head '
+    'alone (method.name=head), all rows in a batch and no dropout'
+    for reason in why
   ]
 
 

@@ -262,7 +262,7 @@ def build(config: Mapping[str, Any], *, labels: list | None = None, split: Any =
   columns = Columns(*s.modules['task'].columns(s.task))
   read = functools.cache(lambda: preparation.load(s.data, **columns._asdict()))
   base = open_base(scratch.chosen(s, read))
-  arch = base.family.from_hf(base.values, where=base.where, allow=s.model.allow_config)
+  arch = regularised.with_dropout(base.family.from_hf(base.values, where=base.where, allow=s.model.allow_config), s)
   if getattr(s.task, 'pooling', None) == '':
     s = dataclasses.replace(s, task=dataclasses.replace(s.task, pooling=heads.pooling(base.family, arch)))
   dataset = read() if data else preparation.Dataset({'train': []}, {}, '', [])

@@ -124,7 +124,7 @@ def of(settings: Settings, config_json: Mapping[str, Any], *, classes: int = 2) 
   """
   s = settings
   family = _family(s, config_json)
-  arch = family.from_hf(config_json, where=s.model.pretrained, allow=s.model.allow_config)
+  arch = regularised.with_dropout(family.from_hf(config_json, where=s.model.pretrained, allow=s.model.allow_config), s)
   if getattr(s.task, 'pooling', None) == '':
     s = dataclasses.replace(s, task=dataclasses.replace(s.task, pooling=heads.pooling(family, arch)))
   task = shapes_batch.task_of(s, classes)

@@ -26,7 +26,7 @@ from ftlib.base.settings import setting
 from ftlib.base.types import ParamInfo
 from ftlib.optim.moments import kept
 
-RATED = True  # the rate is in the moments
+RATED = FINDS_RATE = True  # the rate is in the moments
 
 
 @dataclasses.dataclass(frozen=True)

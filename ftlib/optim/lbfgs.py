@@ -25,7 +25,7 @@ from ftlib.base.types import ParamInfo
 from ftlib.optim import schedules
 from ftlib.optim.moments import kept
 
-RATED = True  # the line search finds the length of a step
+RATED = FINDS_RATE = True  # the line search finds the length of a step
 NEEDS = ('value', 'grad', 'value_fn')
 
 

@@ -9,6 +9,7 @@ import pytest
 import ftlib
 from ftlib import config_file, run
 from ftlib.base.errors import InputError
+from tests import tiny
 
 RECIPE = pathlib.Path(ftlib.__file__).parent.parent / 'configs' / 'optimizers.py'
 
@@ -44,8 +45,50 @@ def test_a_group_without_them_may_have_an_average(config):
   assert run.build(config(method='loreft', optim__groups=groups)).adjust
 
 
-def test_lbfgs_wants_the_same_rows_in_every_step(config):
-  note = 'optim.name=lbfgs learns the curvature from how gradients change between steps'
-  notes = lambda **values: run.build(config(method='head', optim='lbfgs', **values)).notes  # noqa: E731
-  assert [n for n in notes() if n.startswith(note) and '(train.batch_size=16 of 96)' in n]
-  assert not [n for n in notes(train__batch_size=96) if n.startswith(note)]
+def test_lbfgs_wants_the_same_loss_in_every_step(config):
+  start = 'optim.name=lbfgs learns the curvature from how gradients change between steps, and '
+  still = {'model__dropout': 0.0, 'model__attention_dropout': 0.0}
+
+  def reasons(**values):
+    notes = run.build(config(method='head', optim='lbfgs', optim__clip_norm=0.0, **values)).notes
+    return [n.removeprefix(start) for n in notes if n.startswith(start)]
+
+  assert reasons(train__batch_size=96, **still) == []
+  assert [r[:63] for r in reasons(**still)] == ['these have other rows each time (train.batch_size=16 of 96): it']
+  assert [r[:40] for r in reasons(train__batch_size=96)] == ['the model drops up to 0.1 of its numbers']
+
+
+def test_dropout_can_be_set(config):
+  arch = lambda **values: run.build(config(**values)).method.model.config  # noqa: E731
+  plain, changed = arch(), arch(model__dropout=0.3, model__attention_dropout=0.0)
+  assert (plain.dropout, plain.head_dropout, plain.attention_dropout) == (0.1, 0.1, 0.1)
+  assert (changed.dropout, changed.head_dropout, changed.attention_dropout) == (0.3, 0.3, 0.0)
+  with pytest.raises(InputError, match=r'model\.dropout=1\.0 is out of range'):
+    arch(model__dropout=1.0)
+
+
+def test_dropout_of_attention_needs_attention(toy_data):
+  with pytest.raises(InputError, match=r'model\.attention_dropout=0\.2: the model has no such dropout'):
+    run.build(tiny.config('', toy_data, method='full', model__family='bilstm', model__attention_dropout=0.2))
+
+
+@pytest.mark.parametrize(
+  ('arguments', 'rate'),
+  [
+    ('method=full', 5e-5),
+    ('method=full,optim=lion', 5e-5),
+    ('method=lora', 1e-3),
+    ('method=full,optim=sgd', 5e-4),
+    ('method=lora,optim=sgd', 1e-2),
+    ('method=full,optim=prodigy', 1.0),
+    ('method=head,optim=lbfgs', 1.0),
+  ],
+)
+def test_rates_of_recipes_suit_the_optimizer(arguments, rate):
+  assert config_file.load(f'{RECIPE.parent / "classify.py"}:data=x,{arguments}').optim.learning_rate == rate
+
+
+def test_a_schedule_that_an_optimizer_brings_stays():
+  found = {n: config_file.load(f'{RECIPE}:data=x,optim={n}') for n in ('adamw', 'lbfgs', 'schedule_free_adamw')}
+  assert {n: c.optim.warmup for n, c in found.items()} == {'adamw': 0.1, 'lbfgs': 0.0, 'schedule_free_adamw': 0.06}
+  assert [n for n, c in found.items() if 'schedule' in c.optim.groups['head']] == ['adamw']

@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from ftlib.base import trees
@@ -160,7 +161,7 @@ def checked(run: Run) -> Run:
         'more after each update: the optimizer keeps others beside them, that would not follow, and these are what is '
         'evaluated; take an optimizer without an average of its own (train.ema keeps one)'
       )
-  return dataclasses.replace(run, notes=[*run.notes, *_changing(run)])
+  return dataclasses.replace(run, notes=[*run.notes, *_changing(run), *_narrow(run)])
 
 
 def _changing(run: Run) -> list[str]:
@@ -175,6 +176,24 @@ def _changing(run: Run) -> list[str]:
     f'optim.name=lbfgs learns the curvature from how gradients change between steps, and {reason}: it is for a head '
     'alone (method.name=head), all rows in a batch and no dropout'
     for reason in why
+  ]
+
+
+def _narrow(run: Run) -> list[str]:
+  """What is said of optimizers that keep nothing in bfloat16 although it is asked for."""
+  asked = {
+    label: p.optimizer
+    for p in run.optimizer.parts.values()
+    if p.config.moments == 'bfloat16'
+    for label in p.labels.values()
+  }
+  if not asked:
+    return []
+  dtypes = {label: {x.dtype for x in jax.tree.leaves(run.abstract_state.opt[label])} for label in asked}
+  kept = {name for label, name in asked.items() if jnp.dtype('bfloat16') in dtypes[label]}
+  return [
+    f'optim.moments=bfloat16 changes nothing of optim.name={name}: it keeps no first moment'
+    for name in sorted({*asked.values()} - kept)
   ]
 
 

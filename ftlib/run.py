@@ -180,6 +180,7 @@ class Run:
   def train_step(self) -> Compiled | Staged:
     """`(state, frozen, batch) -> (state, sums)`, the state donated; compiled for each stage of the method's."""
     train, every, parts = self.settings.train, self.settings.train.log_every, []
+    thins = any(part.config.l1 for part in self.optimizer.parts.values())  # then the share of zeros is logged
     for k, tx in enumerate(self.optimizer.staged):
       step = make_train_step(
         self.method.model.apply,
@@ -192,7 +193,7 @@ class Run:
         needs=self.optimizer.needs,
         averaging=self.averaging,
         stacked=lambda name: len(trees.members(name)) > 1,
-        groups=None if train.diagnostics == 'none' else self.optimizer.members,
+        groups=self.optimizer.members if train.diagnostics != 'none' or thins else None,
         **regularised.hooks(self),
         shown=lambda step: (step % every == 0) | (step == self.steps),
       )

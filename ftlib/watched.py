@@ -43,15 +43,24 @@ class Evaluations:
 
 def hooks(run: Run, workdir: pathlib.Path, evaluate: Evaluations) -> loop.Hooks:
   """The loop's hooks, without probes."""
-  first = next(iter(run.optimizer.parts.values()))
-  falls = first.config.schedule == 'plateau'
+  parts = run.optimizer.parts
+  lowered = {group for group, part in parts.items() if part.config.schedule == 'plateau'}
+  every = run.settings.train.diagnostics != 'none'
+
+  def rates(step: int, scale: float) -> dict[str, float]:
+    return {group: float(part.schedule(step)) * (scale if group in lowered else 1.0) for group, part in parts.items()}
+
+  def groups(table: np.ndarray) -> dict[str, float]:
+    found = diagnostics.named(table, [*run.optimizer.members])
+    return found if every else {name: x for name, x in found.items() if name.startswith('zeros/')}
+
   return loop.Hooks(
     evaluate=evaluate,
-    learning_rate=lambda i, scale: float(first.schedule(i)) * (scale if falls else 1.0),
+    rates=rates,
     name_rows=functools.partial(_named, run),
     variants=functools.partial(_variants, run),
     norms=functools.partial(_norms, run),
-    groups=lambda table: diagnostics.named(table, [*run.optimizer.members]),
+    groups=groups,
     bundle=functools.partial(_bundle, workdir),
   )
 

@@ -10,6 +10,7 @@ from ftlib.evals import report_data
 from ftlib.evals.plots import BLUE, CYCLE, FAINT, POINTS, RUST, SOFT, Chart, render, short, thin
 
 _TITLES = {  # quantity -> (title, how to read it)
+  'learning_rate': ('Learning rate by group', ''),
   'grad_norm': ('Gradient norm by group', 'Before clipping.'),
   'update_norm': ('Update norm by group', ''),
   'param_norm': ('Parameter norm by group', ''),

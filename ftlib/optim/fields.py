@@ -34,7 +34,8 @@ class Common(schedules.Schedule):
   (adaptive: Brock et al. 2021), or by value, and `clip_norm` its limit; 0 does not clip. `noise` is the variance of the
   gradient noise of the first step, divided by (1 + step)^`noise_decay` later (Neelakantan et al. 2015). `centralize`
   takes the mean over the inputs off the gradient of a matrix (Yong et al. 2020). `layer_decay` multiplies the learning
-  rate once for each layer below the top one. `moments` is the dtype that a rule's moments are stored in.
+  rate once for each layer below the top one. `moments` is the dtype that a rule's
+  first moments are stored in; second ones stay float32.
 
   `groups` is {group name: {pattern, optimizer, options, learning_rate, ...}}, set in a config file; flags then change
   what is there.

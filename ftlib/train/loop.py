@@ -66,7 +66,7 @@ class Progress:
 @dataclasses.dataclass(frozen=True)
 class Hooks:
   """What the loop calls: `evaluate(own, frozen, split, step) -> metrics`, `split` as it is logged and `step` the last
-  one done; `learning_rate(step, rate_scale)`; `name_rows(row numbers)`.
+  one done; `rates(step, rate_scale) -> {group: learning rate}`; `name_rows(row numbers)`.
 
   `variants(state) -> {split as it is logged: parameters}` says what is evaluated side by side. `before(state)` is
   called before each step that is evaluated after, and `measure(state, frozen) -> metrics` after it. `norms(squares)`
@@ -75,7 +75,7 @@ class Hooks:
   """
 
   evaluate: Callable[[Params, Params, str, int], dict[str, Any]]
-  learning_rate: Callable[[int, float], float]
+  rates: Callable[[int, float], dict[str, float]]
   name_rows: Callable[[np.ndarray], list[str]]
   variants: Callable[[TrainState], dict[str, Params]] = lambda state: {'validation': state.own}
   before: Callable[[TrainState], None] = lambda state: None

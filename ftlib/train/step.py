@@ -81,12 +81,18 @@ def make_train_step(
     whole = trees.join(grads, zeros)
     norm = optax.tree.norm(grads)
     fine = jnp.isfinite(norm) & jnp.isfinite(sums['loss'][0]) & jnp.isfinite(sums['loss'][1])
+    besides: list[bool] = []  # filled while the update is traced
 
     def value_fn(params: Params) -> jax.Array:
       fn = loss if micro == 1 else jax.checkpoint(loss)  # differentiated, it holds one micro-batch at a time as well
       return accumulate(fn, trees.split(params, active)[0], rest, batch, key, micro=micro)[0] / weight
 
+    def obj_fn(params: Params) -> jax.Array:
+      besides.append(True)
+      return value_fn(params)
+
     def grad_fn(params: Params, _: Any = None) -> Params:
+      besides.append(True)
       found, _ = accumulate(grad, trees.split(params, active)[0], rest, batch, key, micro=micro)
       return trees.join(jax.tree.map(lambda g: g / weight, found), zeros)
 
@@ -97,12 +103,12 @@ def make_train_step(
       'grad': whole,
       'value_fn': value_fn,
       'grad_fn': grad_fn,
-      'obj_fn': value_fn,
+      'obj_fn': obj_fn,
       'rate_scale': state.rate_scale,
     }
     extra = {n: value() if n == 'value' else given[n] for n in needs}
     updates, opt = tx.update(whole, state.opt, state.trainable, **extra)
-    if {'grad_fn', 'obj_fn'} & {*needs}:  # what the update looked at besides can fail where this gradient is fine
+    if besides:  # what the update differentiated besides can fail where this gradient is fine
       fine &= _still_finite((updates, opt), (state.trainable, state.opt))
     updates = trees.split(updates, active)[0]
     new = optax.apply_updates(trainable, updates)

@@ -85,7 +85,8 @@ class Watch:
     loss = _mean([sums['loss']])
     self._losses.append([done, plain(loss)])
     before = skipped - (streak > 0)  # steps that the schedule, which counts updates, has not seen
-    rate = self._hooks.learning_rate(done - 1 - before, self.rate_scale)
+    rates = self._hooks.rates(done - 1 - before, self.rate_scale)
+    rate = rates.get('default', next(iter(rates.values())))
     if streak:
       self._skipped(done, rows, loss, norm, squares, streak, skipped)
     else:
@@ -102,6 +103,7 @@ class Watch:
       fine = [step['sums'] for step in window if step['sums']]
       means = {name: _mean([sums[name] for sums in fine]) for name in (fine[0] if fine else ())}
       row = {**means, 'learning_rate': rate, 'grad_norm': norm, 'tokens_per_second': speed, 'skipped': skipped}
+      row |= {f'learning_rate/{group}': x for group, x in rates.items()} if len(rates) > 1 else {}
       self._log.row(done, 'train', row | ({} if table is None else self._hooks.groups(table)))
     left = self._seconds / self._steps * (plan.steps - done)
     shown = None if streak else loss

@@ -84,7 +84,7 @@ def fit(
       yield rows, batch(i, made), tokens
 
   trainable, frozen = r.load()
-  hooks = loop.Hooks(evaluate, lambda i, scale: 0.1, lambda rows: [f'train.jsonl:{n + 1}' for n in rows])
+  hooks = loop.Hooks(evaluate, lambda i, scale: {'default': 0.1}, lambda rows: [f'train.jsonl:{n + 1}' for n in rows])
   try:
     state = loop.fit(
       plan,

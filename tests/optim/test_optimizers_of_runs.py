@@ -92,3 +92,11 @@ def test_a_schedule_that_an_optimizer_brings_stays():
   found = {n: config_file.load(f'{RECIPE}:data=x,optim={n}') for n in ('adamw', 'lbfgs', 'schedule_free_adamw')}
   assert {n: c.optim.warmup for n, c in found.items()} == {'adamw': 0.1, 'lbfgs': 0.0, 'schedule_free_adamw': 0.06}
   assert [n for n, c in found.items() if 'schedule' in c.optim.groups['head']] == ['adamw']
+
+
+def test_moments_that_nothing_is_kept_in_are_told(config):
+  notes = lambda **values: run.build(config(method='head', optim__moments='bfloat16', **values)).notes  # noqa: E731
+  assert 'optim.moments=bfloat16 changes nothing of optim.name=adagrad: it keeps no first moment' in notes(
+    optim='adagrad'
+  )
+  assert not [n for n in notes() if 'moments' in n]

@@ -94,7 +94,9 @@ def fit(monkeypatch):
   def call(plan, *, start=0, progress=None, length=lambda i: 8, queued=True):
     saved, clock = Saved(), Clock()
     monkeypatch.setattr(watch, 'time', clock)
-    hooks = loop.Hooks(lambda *_: clock.wait(clock.now + 0.05) or {'f1': 0.5}, lambda i, scale: 0.1, lambda rows: [])
+    hooks = loop.Hooks(
+      lambda *_: clock.wait(clock.now + 0.05) or {'f1': 0.5}, lambda i, scale: {'default': 0.1}, lambda rows: []
+    )
     batches = ((np.arange(2), {'tokens': np.zeros((2, length(i)))}, 100) for i in range(start, plan.steps))
     state = types.SimpleNamespace(step=np.int32(start))
     loop.fit(

@@ -88,7 +88,7 @@ def fit(parts, folder, log, *, kill=None):
     count = lambda s: at.__setitem__(0, int(s.step)) or {'validation': s.own, 'validation_ema': s.evaluated('ema')}  # noqa: E731
     hooks = loop.Hooks(
       lambda own, *_: {'loss': LOSSES[at[0]], 'norm': float(optax.tree.norm(own))},
-      lambda i, scale: float(built.schedules['default'](i)) * scale,
+      lambda i, scale: {'default': float(built.schedules['default'](i)) * scale},
       lambda rows: [],
       variants=count,
     )

@@ -162,7 +162,7 @@ def run(monkeypatch):
     )
     hooks = loop.Hooks(
       lambda *_: {'f1': 0.5},
-      lambda i, scale: recorder.rates.append(i) or 0.1,
+      lambda i, scale: recorder.rates.append(i) or {'default': 0.1},
       lambda rows: [f'train.jsonl:{r}' for r in rows],
       norms=lambda squares: {'layers': {'head': str(squares[0])}},
       bundle=lambda step, record: kept.update({step: record}) or f'W/nonfinite/step_{step}.json',

@@ -7,7 +7,7 @@ import jax
 import numpy as np
 import pytest
 
-from ftlib import fine_tune, judge, recipe, watched
+from ftlib import fine_tune, judge, recipe, run, watched
 from ftlib.base import trees
 from ftlib.base.errors import InputError
 from ftlib.evals import report
@@ -80,6 +80,24 @@ def test_diagnostics_are_logged(done):
   for step in (3, 6):
     assert np.isfinite(done.rows[step, 'validation']['hessian_trace'])
     assert 'hessian_trace' not in done.rows[step, 'validation_ema']
+
+
+def test_zeros_of_l1_and_the_rates_of_groups_are_logged_unasked(tiny_bert, toy_data, tmp_path, monkeypatch):
+  """A plateau of half lowers the head alone; the rate without a group's name is that of the rest."""
+  monkeypatch.setattr(report, 'write', lambda where: where / 'report.html')
+  head = {'pattern': '^head/', 'learning_rate': 0.5, 'schedule': 'plateau', 'l1': 2.0}
+  values = {'optim__groups': {'head': head}, 'optim__schedule': 'constant', 'optim__warmup': 0.0}
+  config = tiny.config(tiny_bert, toy_data, method='head', **{**values, 'train__steps': 2, 'train__log_every': 2})
+  config.method.also = 'pooler'
+  fine_tune.run(config, str(tmp_path / 'w'))
+  row = next(r for r in map(json.loads, (tmp_path / 'w' / 'metrics.jsonl').open()) if r['split'] == 'train')
+  rates = {'learning_rate': 0.01, 'learning_rate/default': 0.01, 'learning_rate/head': 0.5}
+  assert {k: row[k] for k in row if 'rate' in k} == pytest.approx(rates)
+  assert [k for k in row if k.startswith('zeros/')] == ['zeros/head', 'zeros/default']
+  assert row['zeros/head'] > 0.5
+  assert not [k for k in row if k.startswith('update_norm/')]
+  hooks = watched.hooks(run.build(config), tmp_path, None)
+  assert hooks.rates(0, 0.5) == {'head': 0.25, 'default': pytest.approx(0.01)}
 
 
 def test_the_landscape_is_kept(done):

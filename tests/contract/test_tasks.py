@@ -27,6 +27,7 @@ from ftlib.data.incoming import Incoming
 from ftlib.data.labels import CHECKS, Columns
 from ftlib.data.sources import subset
 from tests import tiny
+from tests.tasks import alike
 
 OUTSIDE = 'tests.outside.odd_task'
 ALL = (*lookup.names('tasks'), OUTSIDE)
@@ -171,6 +172,11 @@ def test_padding_and_order_do_not_change_a_prediction(built, name):
     if not getattr(built.settings.modules['objective'], 'COUPLED', False):
       np.testing.assert_allclose(again[n], pair, rtol=1e-5, err_msg=n)
   assert sums['loss'][1] == pytest.approx(getattr(GOLD.get(name), 'weight', len)(examples))
+
+
+def test_a_run_that_goes_on_is_one_that_never_stopped(config, built, tmp_path):
+  whole, again = alike.stopped_and_not(built, run.build(config, labels=[*built.task.labels]), tmp_path)
+  assert all(np.array_equal(a, b) for a, b in zip(whole, again, strict=True))
 
 
 def test_it_trains_and_is_evaluated(config, name, tmp_path, capsys):

@@ -79,7 +79,7 @@ def failure(call, *args, **kwargs) -> str:
 
 
 @pytest.mark.parametrize('compression', ['', *sources.COMPRESSIONS])
-@pytest.mark.parametrize('extension', sources.EXTENSIONS)
+@pytest.mark.parametrize('extension', [e for e in sources.EXTENSIONS if e != '.txt'])
 def test_round_trip(tmp_path, extension, compression):
   # a tab beside a line break is refused in .tsv, where it tells of a quote that was no quote
   rows = [{**r, 'text': r['text'].replace('\t', ' ')} for r in ROWS] if extension == '.tsv' else ROWS
@@ -212,10 +212,10 @@ def test_bad_folders(tmp_path):
   write(tmp_path / 'a' / 'dev.csv', 'a\n1\n')
   write(tmp_path / 'a' / 'validation.jsonl', '{"a": 1}\n')
   assert 'dev.csv and validation.jsonl are both the validation split' in failure(open_source, str(tmp_path / 'a'))
-  write(tmp_path / 'b' / 'train.txt', 'x')
+  write(tmp_path / 'b' / 'train.doc', 'x')
   write(tmp_path / 'b' / 'test.csv', 'a\n1\n')
   message = failure(open_source, str(tmp_path / 'b'))
-  assert all(part in message for part in ('no train file', 'train.txt', 'test.csv', '.parquet', '.zst'))
+  assert all(part in message for part in ('no train file', 'train.doc', 'test.csv', '.parquet', '.zst'))
   (tmp_path / 'c').mkdir()
   assert 'nothing' in failure(open_source, str(tmp_path / 'c'))
   assert '.jsonl .json .csv .tsv .parquet' in failure(read, write(tmp_path / 'd.xlsx', 'x'))

@@ -8,8 +8,9 @@ import re
 import jax
 import numpy as np
 import pytest
+from scipy.stats import spearmanr
 
-from ftlib import export, fine_tune, recipe, run
+from ftlib import export, fine_tune, judge, recipe, run
 from ftlib.base import trees
 from ftlib.base.errors import InputError
 from ftlib.data import batches
@@ -143,3 +144,16 @@ def test_exports(config, tmp_path):
   pooling = read('1_Pooling/config.json')
   assert pooling['word_embedding_dimension'] == 32
   assert [k for k, v in pooling.items() if v is True] == ['pooling_mode_mean_tokens']
+
+
+def test_a_run_of_retrieve_is_judged_by_scores(config, tmp_path):
+  """As docs/tasks.md says: the recipe of embed, with the run as `model.adapter`."""
+  fine_tune.run(config('retrieve', optim__learning_rate=0.05), str(tmp_path / 'run'))
+  [asked] = (tmp_path / 'run' / 'eval').glob('validation_predictions.jsonl')
+  cosines = [json.loads(line)['cosine'] for line in asked.read_text().splitlines()]
+  c = config()
+  before = judge.untrained(c, split='validation', output=None)
+  c.model.adapter = str(tmp_path / 'run')
+  found = judge.untrained(c, split='validation', output=None)
+  assert found['spearman'] == pytest.approx(spearmanr(cosines, [i % 6 for i in range(12)]).statistic, abs=1e-6)
+  assert found['pearson'] != pytest.approx(before['pearson'], abs=1e-4)

@@ -139,6 +139,12 @@ def test_accumulation_changes_nothing(built):
   assert float(found[1][1]['loss'][0]) == pytest.approx(float(found[0][1]['loss'][0]), rel=1e-5)
 
 
+@pytest.mark.parametrize('of', ['sft', 'lm', 'generate'])
+def test_a_run_that_goes_on_is_one_that_never_stopped(config, of, tmp_path):
+  whole, again = alike.stopped_and_not(run.build(config(task=of)), run.build(config(task=of)), tmp_path)
+  assert all(np.array_equal(a, b) for a, b in zip(whole, again, strict=True))
+
+
 def test_a_batch_follows_from_its_step_alone(config, built):
   again = run.build(config(train__packing=True))
   for step in (5, 0, 3):

@@ -184,6 +184,11 @@ def test_accumulation_changes_nothing(built):
     np.testing.assert_allclose(found[1][0][name], value, atol=1e-5, err_msg=name)
 
 
+def test_a_run_that_goes_on_is_one_that_never_stopped(config, built, tmp_path):
+  whole, again = alike.stopped_and_not(built, run.build(config(train__packing=True)), tmp_path)
+  assert all(np.array_equal(a, b) for a, b in zip(whole, again, strict=True))
+
+
 def test_padding_and_order_do_not_change_a_prediction(built):
   tight, wide = alike.tight_and_wide(built)
   assert tight['counted'].min() >= 1

@@ -20,6 +20,7 @@ from ftlib.tasks import score
 from ftlib.tasks.score import Config
 from ftlib.tasks.task import unlabelled
 from tests import tiny
+from tests.tasks import alike
 
 ROWS = [
   {'prompt': 'the film was', 'options': ['good', 'bad and dull'], 'label': 0},
@@ -215,6 +216,11 @@ def test_records_and_measures(built):
   assert json.loads(json.dumps(records)) == records
   assert records[0]['scores'][:2] == [20.0, 0.0]
   assert records[0]['scores'][2:] == [None] * (len(built.task.labels) - 2)
+
+
+def test_a_run_that_goes_on_is_one_that_never_stopped(config, built, tmp_path):
+  whole, again = alike.stopped_and_not(built, run.build(config()), tmp_path)
+  assert all(np.array_equal(a, b) for a, b in zip(whole, again, strict=True))
 
 
 def test_padding_and_order_do_not_change_a_prediction(built):

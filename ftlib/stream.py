@@ -135,7 +135,7 @@ def of_run(
     if batch_size < 1:
       raise InputError(f'--batch_size={batch_size}: wanted a number of rows from 1')
     config = {**config, 'train': {**config['train'], 'eval_batch_size': batch_size}}
-  run = reference.without(runs.build(config, labels=labels, data=False))
+  run = folder.as_trained(where, reference.without(runs.build(config, labels=labels, data=False)))
   notes = folder.changed(where, run)
   own, frozen, step = judge.restored(run, where, checkpoint)
   run = thresholds.read(run, where, step, split='')

@@ -203,7 +203,7 @@ class Several:
       starts, stops = found.tokens.offsets[:-1], found.tokens.offsets[1:]
       for i, a, b in zip(at_n.tolist(), starts, stops, strict=True):
         documents[i] = found.tokens.ids[a:b], found.tokens.types[a:b]
-      own = self._stretch(name)
+      own = self.stretch(name)
       labels = found.extra['labels']
       one_hot = self._kind(name) == several.CLASS
       answers[at_n, own] = np.eye(own.stop - own.start)[labels] if one_hot else labels.reshape(len(at_n), -1)
@@ -218,9 +218,7 @@ class Several:
   def predict(self, outputs: Outputs, batch: Batch) -> dict[str, jax.Array]:
     """What every part predicts of every row, as 'part/name'; a row's own is what counts."""
     logits_BC = outputs.logits.astype(jnp.float32)
-    found = {
-      n: t.predict(Outputs(outputs.hidden, logits=logits_BC[:, self._stretch(n)]), batch) for n, t in self._all()
-    }
+    found = {n: t.predict(Outputs(outputs.hidden, logits=logits_BC[:, self.stretch(n)]), batch) for n, t in self._all()}
     return {f'{name}/{key}': x for name, own in found.items() for key, x in own.items()}
 
   def metrics(self, examples: Examples, predictions: Mapping[str, np.ndarray]) -> dict[str, Any]:
@@ -231,7 +229,7 @@ class Several:
       at_n = np.flatnonzero(examples.extra['part'] == k)
       if not len(at_n):
         continue
-      answers = examples.extra['answers'][at_n, self._stretch(name)]
+      answers = examples.extra['answers'][at_n, self.stretch(name)]
       of_kind = {several.CLASS: lambda x: x.argmax(1).astype(np.int32), several.LABEL: lambda x: x.astype(np.int32)}
       labels = of_kind.get(self._kind(name), lambda x: x[:, 0])(answers)
       found = task.metrics(Examples(examples.tokens, {'labels': labels}), self._of(predictions, name, at_n))
@@ -251,7 +249,7 @@ class Several:
   def _all(self) -> Iterator[tuple[str, Task]]:
     return iter(self.tasks.items())
 
-  def _stretch(self, name: str) -> slice:
+  def stretch(self, name: str) -> slice:
     """A part's logits among all."""
     own = self._own_part(name)
     return slice(own.start, own.stop)

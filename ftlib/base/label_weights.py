@@ -19,7 +19,9 @@ def given(text: str, labels: Sequence, *, field: str) -> np.ndarray:
   """
   weights, names = np.ones(len(labels)), [str(l) for l in labels]
   for part in filter(None, text.split(',')):
-    name, _, number = part.rpartition('=')
+    name, equals, number = part.rpartition('=')
+    if not equals:
+      raise InputError(f'{field}={text!r}: {part!r} is no label=weight; labels are {", ".join(names[:20])}')
     if name.strip() not in names:
       raise InputError(
         f'{field}={text!r}: {name.strip()!r} is no label{did_you_mean(name.strip(), names)}; '
@@ -39,8 +41,13 @@ def balanced(counts_C: np.ndarray) -> np.ndarray:
   return counts_C.sum() / (len(counts_C) * np.maximum(counts_C, 1))
 
 
+def effective_number(counts_C: np.ndarray, beta: float) -> np.ndarray:
+  """(1 - beta^n) / (1 - beta) of n rows: the more there are, the less a further one says (Cui et al. 2019, equation 2).
+  At beta 0 it is 1; towards beta 1 it is n."""
+  return np.expm1(np.maximum(counts_C, 1) * np.log(beta)) / (beta - 1) if beta else np.ones(np.shape(counts_C))
+
+
 def effective(counts_C: np.ndarray, beta: float) -> np.ndarray:
-  """(1 - beta) / (1 - beta^n) of a label with n rows, scaled to a mean of 1: the more rows a label has, the less a
-  further one says (Cui et al. 2019, equation 2). At beta 0 all are 1; towards beta 1 they are 1 / n."""
-  weights_C = -1 / np.expm1(np.maximum(counts_C, 1) * np.log(beta)) if beta else np.ones(len(counts_C))
+  """1 / `effective_number` of a label's rows, scaled to a mean of 1."""
+  weights_C = 1 / effective_number(counts_C, beta)
   return weights_C / weights_C.mean()

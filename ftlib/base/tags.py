@@ -13,7 +13,7 @@ from __future__ import annotations
 import functools
 import itertools
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -39,6 +39,17 @@ def scheme_of(labels: Iterable[object]) -> str:
   if not labels or not (typed or ('B' in labels and labels <= {*_LETTERS} and len(labels) > 1)):
     return 'plain'
   return 'bioes' if {_LETTERS[l[0]] for l in labels} & {'E', 'S'} else 'bio'
+
+
+def strays(counts: Mapping[object, int]) -> set:
+  """The tags of no scheme, of tags that occur so often and most of which, by number or by words, have one."""
+  labels = {*counts} - {OUTSIDE}
+  scheme = {l for l in labels if isinstance(l, str) and _TYPED.fullmatch(l)} or labels & {*_LETTERS}
+  if scheme <= {*_LETTERS} and not {'B'} < scheme:
+    return set()
+  odd = labels - scheme
+  in_words = sum(counts[l] for l in scheme) > sum(counts[l] for l in odd)
+  return odd if in_words or len(scheme) > len(odd) else set()
 
 
 @functools.lru_cache(maxsize=4096)

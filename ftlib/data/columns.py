@@ -88,8 +88,8 @@ def spared(splits: Splits, spare: Mapping[str, str], notes: list[str]) -> Splits
 
 
 def check_there(splits: Splits, columns: Columns, others: Sequence[tuple[str, str]]) -> None:
-  """Raises `InputError` where a split lacks one of the task's columns, or of `others` (setting, column), where one has
-  no name, or where the label is read as a text too."""
+  """Raises `InputError` where a split lacks one of the task's columns, or of `others` (setting, column), where all lack
+  one of `columns.somewhere`, where one has no name, or where the label is read as a text too."""
   *of_texts, of_label = (f'task.{field}' for field in columns.fields)
   named = [*zip(of_texts, columns.texts)] + ([] if columns.label is None else [(of_label, columns.label)])
   for field, column in named:
@@ -108,6 +108,13 @@ def check_there(splits: Splits, columns: Columns, others: Sequence[tuple[str, st
           f'{field}: {rows.file} has no column "{column}"{did_you_mean(column, rows.columns)}\n'
           f'Its columns:\n{listing(c[:80] for c in rows.columns)}\n{_todo(field, column, rows, splits)}{none}'
         )
+  there = list(dict.fromkeys(column for rows in splits.values() for column in rows.columns))
+  for field, column in (columns.somewhere or {}).items():
+    if column not in there:
+      raise InputError(
+        f'task.{field}: no split has a column "{column}"{did_you_mean(column, there)}\nThe columns:\n'
+        f'{listing(c[:80] for c in there)}\nSet --config.task.{field}= to one of them, or to nothing.'
+      )
 
 
 def _todo(field: str, column: str, rows: Rows, splits: Splits) -> str:

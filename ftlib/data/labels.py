@@ -30,7 +30,7 @@ class Columns(NamedTuple):
   is no plain text}, and `row`: what a row becomes, both as `ftlib/data/columns.py` says. `parts`: {name: (path,
   columns)} of several sources that are read one behind another, a row's name in its column `PART`. `cleaned(row,
   clean)`: the row after `clean(text)`, where something points into the texts; raises `ValueError` where it points
-  nowhere.
+  nowhere. `somewhere`: {field: a column that one split or more has}.
   """
 
   texts: Sequence[str]
@@ -42,6 +42,7 @@ class Columns(NamedTuple):
   row: Callable[[dict], dict] | None = None
   parts: Mapping[str, tuple[str, Columns]] | None = None
   cleaned: Callable[[dict, Callable[[str], str]], dict] | None = None
+  somewhere: Mapping[str, str] | None = None
 
 
 def classes(splits: Splits, column: str, notes: list[str]) -> Splits:

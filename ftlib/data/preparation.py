@@ -102,8 +102,23 @@ def load(cfg: Config, **columns: Any) -> Dataset:
   return Dataset(splits, source.labels, standing.hexdigest(), notes)
 
 
+@dataclasses.dataclass(frozen=True)
+class _Joined(Rows):
+  """Rows of several sources, one behind another: `at` counts from 0 through all of `parts`."""
+
+  parts: Sequence[Rows] = dataclasses.field(default=(), repr=False)
+
+  def where(self, i: int) -> str:
+    number = self.at[i]
+    for part in self.parts:
+      if number < len(part):
+        return part.where(number)
+      number -= len(part)
+    raise IndexError(i)
+
+
 def _together(cfg: Config, parts: Mapping[str, tuple[str, Columns]]) -> Dataset:
-  """The splits of several sources, each read by itself, one behind another; the row numbers of errors are of these."""
+  """The splits of several sources, each read by itself, one behind another."""
   if not parts:
     raise InputError("task.parts names none; write --config.task.parts='NAME=TASK,FIELD=VALUE; NAME=TASK'")
   found, standing = {}, hashlib.sha256()
@@ -116,9 +131,10 @@ def _together(cfg: Config, parts: Mapping[str, tuple[str, Columns]]) -> Dataset:
     standing.update(f'{name} {found[name].fingerprint}\n'.encode())
   splits = {}
   for split in ('train', 'validation', 'test'):
-    rows = [{**row, PART: name} for name, part in found.items() for row in part.splits.get(split, ())]
-    if rows:
-      splits[split] = Rows(rows, split, f'{cfg.path} ({", ".join(found)}): {split}', range(1, len(rows) + 1), ' row ')
+    own = {name: part.splits[split] for name, part in found.items() if split in part.splits}
+    rows, parts = [{**row, PART: n} for n, part in own.items() for row in part], [*own.values()]
+    if own:
+      splits[split] = _Joined(rows, split, f'{cfg.path} ({", ".join(found)})', range(len(rows)), parts=parts)
   notes = [f'{name}: {note}' for name, part in found.items() for note in part.notes]
   return Dataset(splits, {}, standing.hexdigest(), notes)
 

@@ -95,7 +95,7 @@ def subset(rows: Rows, indices: Iterable[int], *, name: str = '') -> Rows:
   """The rows at `indices`, sharing the dicts; `.where` still points at the source."""
   indices = list(indices)
   at = array.array('q', [rows.at[i] for i in indices])
-  return Rows([rows.rows[i] for i in indices], name or rows.name, rows.file, at, rows.unit)
+  return dataclasses.replace(rows, rows=[rows.rows[i] for i in indices], name=name or rows.name, at=at)
 
 
 def read(path: str, *, encoding: str = 'utf-8') -> Rows:

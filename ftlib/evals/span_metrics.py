@@ -116,15 +116,30 @@ def best_threshold(found: Raw, name: str) -> tuple[float, float]:
   From no answer to any question on, one question after the other is answered by its span, in order of `nulls_N`, which
   ties leave as it is.
   """
-  raw_N = found[[*NAMES].index(name)]
-  order = np.argsort(found.nulls_N, kind='stable')
-  gain_N = np.where(found.has_N, raw_N, -1.0 * found.said_N)[order]
-  none = float((~found.has_N).sum())
-  sums_N = none + np.cumsum(gain_N)
+  order, sums_N, none = _answered(found, name)
   best = int(sums_N.argmax())
   if sums_N[best] <= none:
-    return none / len(raw_N), 0.0
-  return float(sums_N[best]) / len(raw_N), float(found.nulls_N[order[best]])
+    return none / len(sums_N), 0.0
+  return float(sums_N[best]) / len(sums_N), float(found.nulls_N[order[best]])
+
+
+def tuned_threshold(found: Raw, name: str) -> float:
+  """The threshold at which the mean score of a measure is best: where nothing is worth an answer, one below all
+  `nulls_N`. (The script's 0 is below the probabilities that it is given, but not below differences of scores; and it
+  parts questions that no threshold does.)"""
+  order, sums_N, none = _answered(found, name)
+  nulls_N = found.nulls_N[order]
+  last_K = np.flatnonzero(np.append(nulls_N[1:] > nulls_N[:-1], True))  # of those that are alike
+  best = last_K[sums_N[last_K].argmax()]
+  return float(nulls_N[best]) if sums_N[best] > none else float(nulls_N[0]) - 1
+
+
+def _answered(found: Raw, name: str) -> tuple[np.ndarray, np.ndarray, float]:
+  """(questions in order of `nulls_N`; the sum of scores where those up to each one are answered; where none is)."""
+  order = np.argsort(found.nulls_N, kind='stable')
+  gain_N = np.where(found.has_N, found[[*NAMES].index(name)], -1.0 * found.said_N)[order]
+  none = float((~found.has_N).sum())
+  return order, none + np.cumsum(gain_N), none
 
 
 def scores(

@@ -27,10 +27,12 @@ ROWWISE = True  # a row's loss follows from the row alone
 @dataclasses.dataclass(frozen=True)
 class Config:
   """`pos_weight`: how much more a row that has a label counts for it than one that has not: '' (all 1), 'balanced'
-  (rows without the label / rows with it), or 'label=weight,label=weight'. `focal_gamma`: how much less an answer counts
+  (rows without the label / rows with it), 'effective' (the same of effective numbers of rows, with `effective_beta`: 0
+  is all 1, towards 1 it is 'balanced'), or 'label=weight,label=weight'. `focal_gamma`: how much less an answer counts
   the surer it is right (0: not at all). `r_drop`: weight of R-Drop."""
 
   pos_weight: str = ''
+  effective_beta: float = setting(0.999, low=0, below=1)
   label_smoothing: float = setting(0.0, low=0, below=1)
   focal_gamma: float = setting(0.0, low=0)
   r_drop: float = setting(0.0, low=0)
@@ -41,8 +43,11 @@ def build(config: Config, *, labels: list, counts: np.ndarray) -> Objective:
   counts = np.asarray(counts)
   if not labels or counts.ndim != 2:
     raise InputError('objective.name=multilabel is for task.name=multilabel, whose rows have any number of labels')
-  if config.pos_weight == 'balanced':
-    positive_C = np.where(counts.all(1), counts[:, 0] / np.maximum(counts[:, 1], 1), 1.0)
+  if config.pos_weight in ('balanced', 'effective'):
+    rows_C2 = counts
+    if config.pos_weight == 'effective':
+      rows_C2 = label_weights.effective_number(counts, config.effective_beta)
+    positive_C = np.where(counts.all(1), rows_C2[:, 0] / np.maximum(rows_C2[:, 1], 1), 1.0)
   else:
     positive_C = label_weights.given(config.pos_weight, labels, field='objective.pos_weight')
   positive_C = jnp.asarray(positive_C, jnp.float32)

@@ -14,11 +14,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ftlib.base import label_weights
 from ftlib.base.errors import InputError
 from ftlib.base.settings import setting
 from ftlib.base.types import Batch, Outputs, Sums
 from ftlib.objectives import crf
+from ftlib.objectives.classification import class_weights
 from ftlib.objectives.objective import Objective, symmetric_kl
 
 ROWWISE = True  # a row's loss follows from the row alone
@@ -26,12 +26,13 @@ ROWWISE = True  # a row's loss follows from the row alone
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-  """`class_weights`: '' (all 1), 'balanced' (words / (tags * words of the tag)), or 'tag=weight,tag=weight'.
-  `focal_gamma`: how much less a word counts the surer it is right (0: not at all). `r_drop`: weight of R-Drop. None of
-  these goes with a CRF, whose loss is of sequences."""
+  """`class_weights`, `effective_beta`: as in `classification`, over the words of tags: '' (all 1), 'balanced',
+  'effective', or 'tag=weight,tag=weight'. `focal_gamma`: how much less a word counts the surer it is right (0: not at
+  all). `r_drop`: weight of R-Drop. None of these goes with a CRF, whose loss is of sequences."""
 
   label_smoothing: float = setting(0.0, low=0, below=1)
   class_weights: str = ''
+  effective_beta: float = setting(0.999, low=0, below=1)
   focal_gamma: float = setting(0.0, low=0)
   r_drop: float = setting(0.0, low=0)
 
@@ -40,10 +41,7 @@ def build(config: Config, *, labels: list, counts: np.ndarray) -> Objective:
   """The objective for a label list; `counts` int [C] are the training words of each tag."""
   if not labels:
     raise InputError('objective.name=tagging is for tasks with a list of tags, and this one has none')
-  if config.class_weights == 'balanced':
-    weights_C = label_weights.balanced(counts)
-  else:
-    weights_C = label_weights.given(config.class_weights, labels, field='objective.class_weights')
+  weights_C = class_weights(config.class_weights, labels, counts, config.effective_beta)
   weights_C = jnp.asarray(weights_C, jnp.float32)
   smoothing = config.label_smoothing
 
@@ -77,7 +75,7 @@ def build(config: Config, *, labels: list, counts: np.ndarray) -> Objective:
 
 
 def _refuse(config: Config) -> None:
-  if odd := [n for n, v in vars(config).items() if v]:
+  if odd := [n for n, v in vars(config).items() if v != getattr(Config, n)]:
     raise InputError(
       f'objective.{odd[0]}={getattr(config, odd[0])} with task.crf=true: a CRF is trained by the likelihood of whole '
       'sequences, in which no single word has a weight; leave it at its default'

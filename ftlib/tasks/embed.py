@@ -48,8 +48,12 @@ def columns(config: Config) -> Columns:
 
 
 def build(config: Config, *, train: Sequence[Mapping[str, Any]] | None, known: list | None) -> Embed:
-  """The task; there is no label list. Raises `InputError` where scores have no range."""
-  scores = [row[config.label] for row in train or ()] or [0.0, 1.0]
+  """The task; there is no label list, and without rows (a stored run's) no range of scores: that is `learnt`. Raises
+  `InputError` where scores have no range."""
+  head = Head('embed', 0, config.pooling, documents=2)
+  scores = [row[config.label] for row in train or ()]
+  if not scores:
+    return Embed(config, head=head)
   low = min(scores) if config.lowest is None else config.lowest
   high = max(scores) if config.highest is None else config.highest
   if not low < high:
@@ -59,7 +63,7 @@ def build(config: Config, *, train: Sequence[Mapping[str, Any]] | None, known: l
     )
   between = sum(set(scores)) / 2 if len(set(scores)) == 2 else None
   metric = 'spearman' if between is None else 'average_precision'
-  return Embed(config, (low, high), metric=metric, head=Head('embed', 0, config.pooling, documents=2), between=between)
+  return Embed(config, (low, high), metric=metric, head=head, between=between)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,6 +91,11 @@ class Embed(Pairs):
   `between`: the middle of the two scores that training has, None where it has more."""
 
   between: float | None = None
+
+  @property
+  def learnt(self) -> dict[str, Any]:
+    """What is of the training rows, for a stored run without them."""
+    return {'span': list(self.span), 'between': self.between, 'metric': self.metric}
 
   @property
   def about(self) -> str:

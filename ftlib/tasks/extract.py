@@ -257,7 +257,7 @@ class Extract:
     """The predictions of the validation split with the threshold that is best on it, where the config asks for it."""
     if not self.config.no_answer or self.config.null_threshold != thresholds.TUNED:
       return dict(predictions)
-    _, best = span_metrics.best_threshold(self._raw(examples, predictions), 'f1')
+    best = span_metrics.tuned_threshold(self._raw(examples, predictions), 'f1')
     return thresholds.attached(dict(predictions), np.array([best]))
 
   def placeholder(self, row: Mapping[str, Any]) -> dict:

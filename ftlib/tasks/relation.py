@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from ftlib.base.errors import InputError, did_you_mean, listing
 from ftlib.base.settings import setting
 from ftlib.base.types import Head
 from ftlib.data import markers, sampling
@@ -31,7 +32,7 @@ class Config:
 
   `markers`: what stands around an entity, tokens that the vocabulary keeps 'unused' or the 'text' $ and #; '' is the
   first where there are any. `pooling`: what the head sees, the 'marks' or, of the row, 'cls', 'mean' or 'last'.
-  `other`: the label that is no relation, which the official score leaves out.
+  `other`: the label that is no relation, which the official score leaves out, '' for none.
   """
 
   text: str = 'text'
@@ -94,8 +95,15 @@ def parts(config: Config, row: Mapping[str, Any]) -> list[markers.Part]:
 
 
 def build(config: Config, *, train: Sequence[Mapping[str, Any]] | None, known: list | None) -> Relation:
-  """The task over a label list; see `classify.build`."""
+  """The task over a label list; see `classify.build`. Raises `InputError` where `other` is given and no relation."""
   found = classify.build(config, train=train, known=known)
+  names = sorted({relations.relation(str(label)) for label in found.labels})
+  if train and config.other not in ('', Config.other, *names):
+    raise InputError(
+      f'task.other={config.other} is no label of training{did_you_mean(config.other, names)}\n'
+      f'  labels, without direction:\n{listing(names)}\nName the one that is no relation, or none by '
+      '--config.task.other='
+    )
   return Relation(config, found.labels, found.counts, 'f1_macro')
 
 

@@ -72,25 +72,16 @@ class Part:
 
 
 def columns(config: Config) -> Columns:
-  """What is read: of every part its own; of rows that are mixed already (to be predicted), what names their part."""
+  """What is read: of every part its own; of rows that are mixed already (of a file), what names their part."""
   found = {n: (p.data, p.columns) for n, p in _parts(config.parts).items()}
-  return Columns([PART], fields=(PART, 'label'), row=functools.partial(_mixed, found), parts=found)
 
+  def row(given: dict[str, Any]) -> dict[str, Any]:
+    if given[PART] not in found:
+      near = did_you_mean(given[PART], found)
+      raise ValueError(f'"{PART}" is {given[PART]!r}{near}; the parts are {", ".join(found)}')
+    return given
 
-def _mixed(parts: Mapping[str, tuple[str, Columns]], row: dict[str, Any]) -> dict[str, Any]:
-  """The row as it is. Raises `ValueError` where it is of no part, or lacks a text of it."""
-  if row[PART] not in parts:
-    raise ValueError(f'"{PART}" is {row[PART]!r}{did_you_mean(row[PART], parts)}; the parts are {", ".join(parts)}')
-  own = parts[row[PART]][1]
-  for column in own.texts:
-    if not isinstance(row.get(column), str) or not row[column].strip():
-      raise ValueError(f'"{column}" is no text, or empty, which the part {row[PART]} reads')
-  if own.kind == 'labels' and own.label in row:
-    kind = own.kinds[own.label]
-    if not isinstance(row[own.label], kind.types):
-      raise ValueError(f'"{own.label}" is {repr(row[own.label])[:60]}, but {kind.wanted}')
-    return own.row(row)
-  return row
+  return Columns([PART], fields=(PART, 'label'), row=row, parts=found)
 
 
 def build(config: Config, *, train: Sequence[Mapping[str, Any]] | None, known: list | None) -> Several:
@@ -115,7 +106,8 @@ def build(config: Config, *, train: Sequence[Mapping[str, Any]] | None, known: l
   best = config.best or 'mean'
   if best not in scalars:
     raise InputError(f'task.best={best} is no metric{did_you_mean(best, scalars)}\n  known: {", ".join(scalars)}')
-  return Several(config, labels, np.array(counts, np.int64), best, tasks, {n: p.config for n, p in found.items()})
+  integers = [name for name, task in tasks.items() if any(isinstance(label, int) for label in task.labels)]
+  return Several(config, labels, np.array(counts, np.int64), best, tasks, integers)
 
 
 def _known(known: list, name: str, rows: Sequence[Mapping[str, Any]], part: Part) -> list | None:
@@ -155,14 +147,25 @@ def _parts(text: str) -> dict[str, Part]:
 @dataclasses.dataclass(frozen=True)
 class Several:
   """The task; see `ftlib/tasks/task.py`. `labels` are 'part/class', 'part+label' where a row may have any number of
-  them, or 'part' for a score; `tasks` and `configs` those of each part."""
+  them, or 'part' for a score; `built` the task of each part, of whose labels those of `integers` are such."""
 
   config: Config
   labels: list
   counts: np.ndarray
   metric: str
-  tasks: Mapping[str, Task]
-  configs: Mapping[str, Any]
+  built: Mapping[str, Task]
+  integers: Sequence[str] = ()
+
+  @functools.cached_property
+  def tasks(self) -> dict[str, Task]:
+    """The task of each part."""
+    typed = lambda n, t: dataclasses.replace(t, labels=[*map(int, t.labels)]) if n in self.integers else t  # noqa: E731
+    return {name: typed(name, task) for name, task in self.built.items()}
+
+  @property
+  def learnt(self) -> dict[str, Any]:
+    """What the label list does not say of the training rows."""
+    return {'integers': [*self.integers]}
 
   @property
   def head(self) -> Head:
@@ -196,11 +199,11 @@ class Several:
       at_n = np.flatnonzero(part_N == k)
       if not len(at_n):
         continue
-      found = task.examples(self._own(rows, name, at_n), tokenizer, limit=limit)
+      found = task.examples(subset(rows, at_n.tolist()), tokenizer, limit=limit)
       starts, stops = found.tokens.offsets[:-1], found.tokens.offsets[1:]
       for i, a, b in zip(at_n.tolist(), starts, stops, strict=True):
         documents[i] = found.tokens.ids[a:b], found.tokens.types[a:b]
-      own = self._stretch(name)
+      own = self.stretch(name)
       labels = found.extra['labels']
       one_hot = self._kind(name) == several.CLASS
       answers[at_n, own] = np.eye(own.stop - own.start)[labels] if one_hot else labels.reshape(len(at_n), -1)
@@ -215,9 +218,7 @@ class Several:
   def predict(self, outputs: Outputs, batch: Batch) -> dict[str, jax.Array]:
     """What every part predicts of every row, as 'part/name'; a row's own is what counts."""
     logits_BC = outputs.logits.astype(jnp.float32)
-    found = {
-      n: t.predict(Outputs(outputs.hidden, logits=logits_BC[:, self._stretch(n)]), batch) for n, t in self._all()
-    }
+    found = {n: t.predict(Outputs(outputs.hidden, logits=logits_BC[:, self.stretch(n)]), batch) for n, t in self._all()}
     return {f'{name}/{key}': x for name, own in found.items() for key, x in own.items()}
 
   def metrics(self, examples: Examples, predictions: Mapping[str, np.ndarray]) -> dict[str, Any]:
@@ -228,7 +229,7 @@ class Several:
       at_n = np.flatnonzero(examples.extra['part'] == k)
       if not len(at_n):
         continue
-      answers = examples.extra['answers'][at_n, self._stretch(name)]
+      answers = examples.extra['answers'][at_n, self.stretch(name)]
       of_kind = {several.CLASS: lambda x: x.argmax(1).astype(np.int32), several.LABEL: lambda x: x.astype(np.int32)}
       labels = of_kind.get(self._kind(name), lambda x: x[:, 0])(answers)
       found = task.metrics(Examples(examples.tokens, {'labels': labels}), self._of(predictions, name, at_n))
@@ -240,7 +241,7 @@ class Several:
     part_N, out = self._part(rows), {}
     for k, name in enumerate(self.tasks):
       at_n = np.flatnonzero(part_N == k)
-      found = self.tasks[name].records(self._own(rows, name, at_n), self._of(predictions, name, at_n))
+      found = self.tasks[name].records(subset(rows, at_n.tolist()), self._of(predictions, name, at_n))
       out |= {int(i): {**record, 'task': name} for i, record in zip(at_n, found, strict=True)}
     for i, row in enumerate(rows):
       yield {**out[i], 'id': row.get('id', i)}
@@ -248,7 +249,7 @@ class Several:
   def _all(self) -> Iterator[tuple[str, Task]]:
     return iter(self.tasks.items())
 
-  def _stretch(self, name: str) -> slice:
+  def stretch(self, name: str) -> slice:
     """A part's logits among all."""
     own = self._own_part(name)
     return slice(own.start, own.stop)
@@ -267,10 +268,3 @@ class Several:
     """The number of each row's part, int32 [N]."""
     numbers = {name: k for k, name in enumerate(self.tasks)}
     return np.array([numbers[row[PART]] for row in rows], np.int32)
-
-  def _own(self, rows: Rows, name: str, at_n: np.ndarray) -> Rows:
-    """The rows of a part; of those without a label (to be predicted), any stands in."""
-    own, task = subset(rows, at_n.tolist()), self.tasks[name]
-    label, usual = self.configs[name].label, task.labels[0] if task.labels else 0.0
-    placeholder = getattr(task, 'placeholder', lambda row: usual)
-    return dataclasses.replace(own, rows=[row if label in row else {**row, label: placeholder(row)} for row in own])

@@ -8,6 +8,7 @@ template by its name: 'chat' makes them a conversation of one question and its a
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -82,14 +83,26 @@ class Config:
 
 def columns(config: Config) -> Columns:
   """What is read of the data."""
+  column = config.references
+  own = {'row': functools.partial(_referenced, column), 'somewhere': {'references': column}} if column else {}
   if config.form == 'messages':
-    return Columns([], config.messages, 'messages', ('messages',))
+    return Columns([], config.messages, 'messages', ('messages',), **own)
   question, answer = (getattr(config, f) for f in config.fields)
-  spare = {answer: config.references} if config.references else None
+  own['spare'] = {answer: column} if column else None
   if config.form == 'instruction' and config.input:
     fields, kinds = (*config.fields, 'input', 'label'), {config.input: 'optional'}
-    return Columns([question, answer, config.input], fields=fields, spare=spare, kinds=kinds)
-  return Columns([question, answer], fields=(*config.fields, 'label'), spare=spare)
+    return Columns([question, answer, config.input], fields=fields, kinds=kinds, **own)
+  return Columns([question, answer], fields=(*config.fields, 'label'), **own)
+
+
+def _referenced(column: str, row: dict) -> dict:
+  """The row as it is. Raises `ValueError` where the column has something else than a text or texts."""
+  value = row.get(column)
+  texts = value if isinstance(value, list) else [value]
+  if value is not None and (odd := [t for t in texts if not isinstance(t, str)]):
+    what = 'holds' if isinstance(value, list) else 'is'
+    raise ValueError(f'"{column}" {what} {repr(odd[0])[:60]}, but references are a text or a list of texts')
+  return row
 
 
 def build(config: Config, *, train: Sequence[Mapping[str, Any]] | None, known: list | None) -> Sft:

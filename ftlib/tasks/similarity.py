@@ -47,7 +47,7 @@ def build(config: Config, *, train: Sequence[Mapping[str, Any]] | None, known: l
   if scores and min(scores) == max(scores):
     only = f'only the score {scores[0]:g}'
     raise InputError(f'task.label={config.label!r}: the training rows have {only}; there is nothing to tell apart')
-  if config.weight:
+  if config.weight and train:
     sampling.check_weights(train, config.weight)
   return Similarity(config, (min(scores), max(scores)) if scores else (0.0, 0.0))
 

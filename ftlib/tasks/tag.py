@@ -81,10 +81,12 @@ def _cut_up(text: str, units: str, count: int | None) -> list[str]:
 def build(config: Config, *, train: Sequence[Mapping[str, Any]] | None, known: list | None) -> Tag:
   """The task over a label list: that of a stored run or of the data's own schema, else what the training rows hold.
 
-  Raises `InputError` where the scheme does not fit, or there are no two tags.
+  Raises `InputError` where the scheme does not fit all tags but most, or there are no two tags.
   """
-  seen = {tag for row in train or () for tag in row[config.label]}
+  seen = Counter(tag for row in train or () for tag in row[config.label])
   labels = list(known) if known else sorted(seen, key=lambda v: (isinstance(v, str), v))
+  if not known and config.scheme != 'plain' and (strays := tags.strays(seen)):
+    raise _stray(strays, labels, train, config.label)
   found = tags.scheme_of(labels)
   scheme = config.scheme or found
   if scheme != 'plain':
@@ -100,6 +102,19 @@ def build(config: Config, *, train: Sequence[Mapping[str, Any]] | None, known: l
   task = Tag(config, labels, np.zeros(len(labels), np.int64), scheme)
   counts = Counter(tag for row in train or () for tag in task.written(row[config.label]))
   return dataclasses.replace(task, counts=np.array([counts[l] for l in labels], np.int64))
+
+
+def _stray(strays: set, labels: list, train: Sequence[Mapping[str, Any]], column: str) -> InputError:
+  where = getattr(train, 'where', lambda i: f'row {i + 1}')
+  at = [(i, tag) for i, row in enumerate(train) for tag in row[column] if tag in strays]
+  i, first = at[0]
+  known = [tags.OUTSIDE, *(l for l in labels if l not in strays and l != tags.OUTSIDE)]
+  alike = [l for l in known if l.casefold() == str(first).strip().casefold()]
+  return InputError(
+    f'{where(i)}: the tag {first!r} is in no scheme, and most of "{column}" are{did_you_mean(first, alike or known)} '
+    f'({len({i for i, _ in at})} such rows)\n  in no scheme:\n{listing(sorted(map(repr, strays)), limit=5)}\n'
+    f'  in one: {", ".join(known[:20])}\nMend it or, where tags mean no entities, set --config.task.scheme=plain.'
+  )
 
 
 @dataclasses.dataclass(frozen=True)

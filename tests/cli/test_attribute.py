@@ -13,6 +13,7 @@ from ftlib.base.errors import InputError
 from ftlib.data import batches
 from ftlib.evals import report_data, report_more
 from ftlib.models import attention, inside
+from ftlib.tasks import several
 from tests import tiny
 
 IG, ROLLOUT = attribute.METHODS
@@ -101,6 +102,21 @@ def test_rollout_is_of_what_the_head_reads(model):
   lead = built.method.tokens
   own_row = total[-1 if built.settings.task.pooling == 'last' else 0, lead:]
   np.testing.assert_allclose(weights, own_row / own_row.sum(), atol=2e-6)
+
+
+def test_what_the_task_predicts_is_attributed(trained, opened):
+  """By its threshold, and of several tasks at once among the row's own classes."""
+  _, own, frozen = opened
+  for threshold, label in (('0.999999', 'bad'), ('0.000001', 'good')):
+    other = run.build(trained.config(task__threshold=threshold), split='test')
+    for record in attribute.attributed(other, own, frozen, 'test', [3, 17], method=ROLLOUT, steps=1):
+      assert record['target'] == label
+  parts = several.Config(parts='a=classify; b=similarity,text=text,pair=; c=multilabel; d=classify,threshold=0.9')
+  labels = ['a/x', 'a/y', 'b', 'c+x', 'c+y', 'd/x', 'd/y']
+  built = types.SimpleNamespace(task=several.build(parts, train=None, known=labels))
+  row = {'text': 'a film', 'label': 'x', 'labels': [], 'score': 1.0}
+  got = {n: attribute._target(built, np.array([0, 1, 9, 3, 2, 0, 1.0]), '', {**row, 'task': n}) for n in 'abcd'}
+  assert {n: labels[c] for n, c in got.items()} == {'a': 'a/y', 'b': 'b', 'c': 'c+x', 'd': 'd/x'}
 
 
 def test_the_program(copied, monkeypatch, capsys):

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from ftlib.base import label_weights
 from ftlib.base.errors import InputError
 from ftlib.base.types import Outputs
 from ftlib.objectives import crf, tagging
@@ -129,6 +130,8 @@ def test_cross_entropy_is_that_of_pytorch(chain):
   for values, w in (
     ({}, [1, 1, 1]),
     ({'class_weights': 'balanced', 'label_smoothing': 0.2}, [100 / 210, 100 / 60, 100 / 30]),
+    ({'class_weights': 'effective', 'effective_beta': 0.0}, [1, 1, 1]),
+    ({'class_weights': 'effective', 'effective_beta': 0.9}, label_weights.effective(np.array([70, 20, 10]), 0.9)),
   ):
     w, s = np.array(w), values.get('label_smoothing', 0)
     wanted = ((1 - s) * -log_p[np.arange(len(y)), y] * w[y] + s / C * (-log_p * w).sum(1)).sum(), w[y].sum()

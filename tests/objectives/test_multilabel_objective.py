@@ -42,6 +42,8 @@ def formula(logits, *, positive=(1, 1, 1), smoothing=0.0, gamma=0.0):
     ({}, {}),
     ({'pos_weight': 'a=2,c=0.5'}, {'positive': (2, 1, 0.5)}),
     ({'pos_weight': 'balanced'}, {'positive': (3, 1, 1)}),  # c, which no row has, is left as it is
+    ({'pos_weight': 'effective', 'effective_beta': 0.5}, {'positive': ((1 - 0.5**3) / (1 - 0.5), 1, 1)}),
+    ({'pos_weight': 'effective', 'effective_beta': 0.0}, {}),
     ({'label_smoothing': 0.2, 'pos_weight': 'b=3'}, {'smoothing': 0.2, 'positive': (1, 3, 1)}),
     ({'focal_gamma': 2.0}, {'gamma': 2.0}),
     ({'focal_gamma': 0.5, 'label_smoothing': 0.1}, {'gamma': 0.5, 'smoothing': 0.1}),
@@ -78,7 +80,7 @@ def test_r_drop_is_its_formula():
 
 @pytest.mark.parametrize(
   ('text', 'words'),
-  [('d=1', "'d' is no label"), ('a=x', "'x' is no number"), ('a=-1', 'not negative'), ('a', 'no label')],
+  [('d=1', "'d' is no label"), ('a=x', "'x' is no number"), ('a=-1', 'not negative'), ('a', "'a' is no label=weight")],
 )
 def test_bad_positive_weights(text, words):
   with pytest.raises(InputError, match=rf'objective\.pos_weight=.*{words}'):

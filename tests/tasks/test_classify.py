@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from ftlib import folder, predict, recipe, run, stream, thresholds
+from ftlib.base import lookup
 from ftlib.data.batches import Examples
 from ftlib.data.incoming import Incoming
 from ftlib.tasks import classify, similarity
@@ -158,6 +159,16 @@ def test_what_such_a_run_is_made_of(built):
   assert abs((labels[drawn] == 1).mean() - 0.5) < 0.03 < 0.45 - (labels == 1).mean()
   first = built.batch(0)[1]['weights']
   assert set(np.asarray(first).tolist()) <= {1.0, 2.0, 3.0}
+
+
+@pytest.mark.parametrize('task', ['classify', 'multilabel', 'similarity'])
+def test_a_run_with_weights_is_built_without_its_data(settings, task):
+  c = settings.copy_and_resolve_references()
+  c.task = recipe.component_section('task', task, text='text', weight='sure')
+  c.objective = recipe.component_section('objective', lookup.component('tasks', task, field='task').OBJECTIVE)
+  bare = run.build(c, labels=[] if task == 'similarity' else ['bad', 'good'], data=False)
+  rows = [{'text': 'good', 'text_b': 'bad', 'label': 'bad', 'labels': ['bad'], 'score': 1.0}]
+  assert bare.task.examples(rows, bare.tokenizer, limit=bare.limit).extra['weights'].tolist() == [1.0]
 
 
 PRIVATE = {'privacy__noise_multiplier': 1.0, 'privacy__microbatch': 16, 'privacy__delta': 1e-4}

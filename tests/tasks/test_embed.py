@@ -10,12 +10,14 @@ import numpy as np
 import pytest
 from scipy.stats import spearmanr
 
-from ftlib import export, fine_tune, judge, recipe, run
+from ftlib import export, fine_tune, judge, recipe, run, stream
 from ftlib.base import trees
 from ftlib.base.errors import InputError
 from ftlib.data import batches
+from ftlib.data.incoming import Incoming
 from ftlib.tasks import embed, retrieve
 from tests import tiny
+from tests.refusal import refused
 
 
 @pytest.fixture(scope='module')
@@ -76,6 +78,30 @@ def test_scores_and_cosines(config):
   assert {'cosine', 'prediction', 'label', 'text', 'pair'} <= set(records[0])
   with pytest.raises(InputError, match=r'lowest=5 and task\.highest=5'):
     embed.build(embed.Config(lowest=5.0), train=[{'score': 5.0}], known=None)
+
+
+@pytest.mark.parametrize('change', [{}, {'task__lowest': 3.0, 'data__keep': 'score=4|5'}])
+def test_a_run_without_its_data_says_the_same(config, data, tmp_path, change):
+  """The scale of scores, and whether they are judged as classes, stand with the run."""
+  values = {'task__opposites': True, **change}
+  fine_tune.run(config(**values), str(tmp_path / 'run'))
+  built, own, frozen, _ = judge.opened(str(tmp_path / 'run'), 'validation', 'last')
+  want = built.evaluate(own, frozen, 'validation')
+  source, _ = stream.of_run(str(tmp_path / 'run'), checkpoint='last', labelled=True)
+  assert not len(source.run.dataset.splits['train'])
+  rows = [r for r in map(json.loads, (data / 'validation.jsonl').open()) if not change or r['score'] > 3]
+  (tmp_path / 'a.jsonl').write_text(''.join(json.dumps(r) + '\n' for r in rows))
+  [(read, examples, found)] = source.over(Incoming(str(tmp_path / 'a.jsonl'), source.columns.texts))
+  metrics = source.run.task.metrics(examples, found)
+  assert (source.run.task.metric, {*source.run.task.metric_names}) == (built.task.metric, {*metrics})
+  assert metrics == pytest.approx({n: want[0][n] for n in metrics}, abs=1e-5)
+  assert ('roc_auc' in metrics) == bool(change)
+  records = built.task.records(built.dataset.splits['validation'], want[1])
+  for got, said in zip(source.run.task.records(read, found), records, strict=True):
+    assert got['prediction'] == pytest.approx(said['prediction'], abs=1e-4)
+  stored = tmp_path / 'run' / 'run.json'
+  stored.write_text(json.dumps({k: v for k, v in json.loads(stored.read_text()).items() if k != 'learnt'}))
+  refused(lambda: stream.of_run(str(tmp_path / 'run')), 'run.json lacks', 'between, metric, span', 'train.py --config=')
 
 
 def test_two_scores_are_judged_as_classes_too():

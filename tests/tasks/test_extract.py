@@ -19,7 +19,7 @@ from ftlib.base.types import Outputs
 from ftlib.data import batches, passages, preparation, tokens
 from ftlib.data.labels import CHECKS, Columns
 from ftlib.data.preparation import load
-from ftlib.evals import span_metrics
+from ftlib.evals import span_metrics, thresholds
 from ftlib.tasks import extract
 from ftlib.tasks.extract import Config
 from ftlib.tasks.task import unlabelled
@@ -268,6 +268,26 @@ def test_a_threshold_is_tuned_on_validation(tokenizer):
   later = dataclasses.replace(own, thresholds=tuned['thresholds'][0])
   assert later.metrics(examples, found)['f1'] == 1.0
   assert 'thresholds' not in task(n_best=1).tuned(examples, found)
+
+
+@pytest.mark.parametrize(
+  ('nulls', 'f1', 'said'),
+  [
+    ([-2.0, -3.0, -1.0], 2 / 3, 0),  # nothing is worth an answer, though spans score above "no answer"
+    ([-3.0, -3.0, 1.0], 2 / 3, 0),  # the one that is cannot be told from one that is not
+    ([-3.0, -2.0, -1.0], 1.0, 1),
+    ([4.0, 5.0, 6.0], 1.0, 1),
+  ],
+)
+def test_the_tuned_threshold_is_the_best_there_is(tokenizer, nulls, f1, said):
+  rows = [*rows_of(CONTEXT, answers=[{'text': 'good', 'start': 13}]), *rows_of(CONTEXT, CONTEXT)]
+  own = task(no_answer=True, null_threshold='tuned', n_best=1)
+  examples, found = own.examples(rows, tokenizer, limit=40), predictions(nulls, rows)
+  tuned = own.tuned(examples, found)
+  assert own.metrics(examples, tuned)['f1'] == pytest.approx(f1)
+  for other in (*np.unique(nulls), -9.0, 0.0, 9.0):
+    assert own.metrics(examples, thresholds.attached(dict(found), np.array([other])))['f1'] <= f1 + 1e-9
+  assert sum(r['prediction'] != '' for r in own.records(rows, tuned)) == said
 
 
 def test_means_over_resampled_rows(tokenizer):

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import pytest
 
 from ftlib.base.errors import InputError
 from ftlib.data import tokens
+from ftlib.data.preparation import Config, load
 from ftlib.data.sources import Rows
 from ftlib.tasks import lm, preference, sft
 from tests import tiny
+from tests.refusal import refused
 
 
 @pytest.fixture(scope='module')
@@ -208,6 +212,37 @@ def test_settings_are_checked():
   columns = sft.columns(sft.Config(form='prompt', completion='reference', references='references'))
   assert (columns.texts, columns.spare) == (['prompt', 'reference'], {'reference': 'references'})
   assert sft.columns(sft.Config(messages='turns')).label == 'turns'
+
+
+FORMS = {
+  'messages': {'messages': [{'role': 'user', 'content': 'x'}, {'role': 'assistant', 'content': 'y'}]},
+  'prompt': {'prompt': 'x', 'completion': 'y'},
+  'instruction': {'instruction': 'x', 'input': '', 'output': 'y'},
+}
+
+
+@pytest.mark.parametrize('form', FORMS)
+@pytest.mark.parametrize(
+  ('values', 'says'),
+  [
+    (['y', ['y', 'z'], None, []], None),
+    (['y', ['y', 3]], 'validation.jsonl:2: "refs" holds 3, but references are a text or a list of texts'),
+    ([[None]], 'validation.jsonl:1: "refs" holds None'),
+    ([4.5], 'validation.jsonl:1: "refs" is 4.5'),
+    ([], 'task.references: no split has a column "refs"; did you mean "ref"?'),
+  ],
+)
+def test_references_are_texts_of_a_column_that_is_there(tmp_path, form, values, says):
+  found = {'train': [{**FORMS[form], 'id': 1}], 'validation': [{**FORMS[form], 'refs': v} for v in values]}
+  found['validation'] = found['validation'] or [{**FORMS[form], 'ref': 'y'}]
+  for name, own in found.items():
+    (tmp_path / f'{name}.jsonl').write_text(''.join(json.dumps(r) + '\n' for r in own))
+  read = lambda: load(Config(path=str(tmp_path)), **columns._asdict())  # noqa: E731
+  columns = sft.columns(sft.Config(form=form, references='refs'))
+  if says is None:
+    assert len(read().splits['validation']) == len(values)
+  else:
+    refused(read, says)
 
 
 def test_records_say_what_was_asked_and_answered(tokenizer):

@@ -225,3 +225,13 @@ def test_what_is_cleaned_is_read_and_what_is_wrong_is_said_of_the_file(tmp_path)
   want = 'see x the <e1> goood </e1>& <e2>bäd</e2>film'
   assert [r['text'] for split in found.splits.values() for r in split] == [want] * 3
   assert any('2 of 2 rows changed' in n for n in found.notes)
+
+
+def test_the_label_that_is_no_relation_is_one_of_training():
+  labels = ['Cause-Effect(e1,e2)', 'Cause-Effect(e2,e1)', 'Other']
+  rows = [{'label': label} for label in labels]
+  make = lambda other, n=3: relation.build(relation.Config(other=other), train=rows[:n], known=None)  # noqa: E731
+  refused(lambda: make('othr'), 'task.other=othr is no label of training; did you mean "Other"?', '  Cause-Effect\n')
+  refused(lambda: make('none', 2), 'task.other=none')
+  assert [make(*given).labels[0] for given in (('Other',), ('Other', 2), ('',), ('Cause-Effect',))] == labels[:1] * 4
+  assert relation.build(relation.Config(other='othr'), train=[], known=labels).labels == labels  # to predict

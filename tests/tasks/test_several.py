@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ftlib import recipe, run
+from ftlib import fine_tune, judge, predict, recipe, run, stream
 from ftlib.base.errors import InputError
 from ftlib.base.types import Outputs
+from ftlib.data.incoming import Incoming
 from ftlib.objectives import classification, multilabel, regression, several
 from ftlib.tasks import several as task
 from tests import tiny
+from tests.refusal import refused
 
 PARTS = 'tone=classify; words=similarity,text=text,pair='
 
@@ -153,6 +156,96 @@ def test_metrics_of_each_part_and_of_those_that_a_split_lacks(built):
 def test_the_stored_label_list_is_enough(config, built):
   bare = run.build(config(), labels=built.task.labels, data=False)
   assert bare.task.labels == built.task.labels
+
+
+@pytest.fixture(scope='module')
+def trained(config, tmp_path_factory):
+  """A run whose parts are numbered classes, numbered labels and scores; (its folder, rows of a file, the run)."""
+  folder = tmp_path_factory.mktemp('trained')
+  kinds = {
+    'stars': ('label', lambda i: i % 3),
+    'moods': ('labels', lambda i: [1, 2][: i % 3]),
+    'words': ('score', float),
+  }
+  rows = {n: [{'text': f'good film {i}', column: of(i)} for i in range(12)] for n, (column, of) in kinds.items()}
+  for name, own in rows.items():
+    (folder / name).mkdir()
+    for split in ('train', 'validation'):
+      (folder / name / f'{split}.jsonl').write_text(''.join(json.dumps(r) + '\n' for r in own))
+  c = config('stars=classify; moods=multilabel; words=similarity,text=text,pair=', data__path=str(folder))
+  c.train.steps = 1
+  fine_tune.run(c, str(folder / 'run'))
+  mixed = [{'id': f'{n}{i}', 'task': n, **row} for i in range(12) for n, own in rows.items() for row in own[i : i + 1]]
+  return folder / 'run', mixed, judge.opened(str(folder / 'run'), 'validation', 'last')
+
+
+def over(source, rows, path):
+  (path / 'a.jsonl').write_text(''.join(json.dumps(r) + '\n' for r in rows))
+  return Incoming(str(path / 'a.jsonl'), source.columns.texts)
+
+
+def test_a_file_of_all_parts_is_judged_as_their_splits_are(trained, tmp_path):
+  folder, mixed, (built, own, frozen, _) = trained
+  want, predictions = built.evaluate(own, frozen, 'validation')
+  source, _ = stream.of_run(str(folder), checkpoint='last', labelled=True)
+  [(read, examples, found)] = source.over(over(source, mixed, tmp_path))
+  assert [r['id'] for r in read] == [r['id'] for r in mixed]
+  got = source.run.task.metrics(examples, found)
+  assert got == pytest.approx({n: want[n] for n in got}, abs=1e-5)
+  said = [*source.run.task.records(read, found)]
+  assert [r['label'] for r in said] == [r.get('label', r.get('labels', r.get('score'))) for r in mixed]
+  records = built.task.records(built.dataset.splits['validation'], predictions)
+  wanted = [r['prediction'] for r in records if r['task'] == 'stars']
+  assert [r['prediction'] for r in said if r['task'] == 'stars'] == wanted
+  assert {type(x) for x in wanted} == {int}
+
+
+def test_labels_are_neither_needed_nor_looked_at_to_predict(trained, tmp_path):
+  folder, mixed, _ = trained
+  source, _ = stream.of_run(str(folder), checkpoint='last')
+  answers = {}
+  for what, change in (
+    ('with', lambda r: r),
+    ('without', lambda r: {k: r[k] for k in ('id', 'task', 'text')}),
+    ('odd', lambda r: {**r, 'label': 'unheard of', 'labels': 'x', 'score': 'high'}),
+  ):
+    lines = []
+    predict.predict(source, over(source, [change(r) for r in mixed], tmp_path), lines.append)
+    answers[what] = [*map(json.loads, lines)]
+    assert not any('label' in r for r in answers[what])
+  assert answers['with'] == answers['without'] == answers['odd']
+
+
+@pytest.mark.parametrize(
+  ('at', 'change', 'says'),
+  [
+    (3, {'label': 7}, "a.jsonl:4: label '7' is not in the run's label list"),
+    (3, {'label': None}, 'a.jsonl:4: "label" is null'),
+    (4, {'labels': [1, 7]}, 'a.jsonl:5: label 7 is not in'),
+    (4, {'labels': 'x'}, 'a.jsonl:5: "labels" is the str'),
+    (5, {'score': 'high'}, 'a.jsonl:6: "score" is the str \'high\', but a score is a finite number'),
+    (5, {'score': 'nan'}, 'a.jsonl:6: "score" is the str \'nan\''),
+    (5, {'task': 'wrods'}, 'a.jsonl:6: "task" is \'wrods\'; did you mean "words"'),
+    (3, {'text': ' '}, 'part stars of task.parts: '),
+  ],
+)
+def test_rows_of_a_file_that_cannot_be_judged(trained, tmp_path, at, change, says):
+  _, mixed, (built, own, frozen, _) = trained
+  rows = [{**r, **(change if i == at else {})} for i, r in enumerate(mixed)]
+  source = stream.Stream(built, own, frozen, labelled=True)
+  refused(lambda: list(source.over(over(source, rows, tmp_path))), says)
+  if None in change.values():
+    rows[at].pop(*change)
+    refused(lambda: list(source.over(over(source, rows, tmp_path))), 'a.jsonl:4: "label" is missing')
+
+
+def test_a_label_that_training_lacks_is_told_with_its_own_file_and_line(config, data, tmp_path):
+  shutil.copytree(data, tmp_path / 'data')
+  with (tmp_path / 'data' / 'tone' / 'validation.jsonl').open('a') as file:
+    file.write('\n\n' + json.dumps({'text': 'a film', 'label': 'odd'}) + '\n')
+  for parts in (PARTS, '; '.join(reversed(PARTS.split('; ')))):
+    says = "tone/validation.jsonl:13: label 'odd' is not in the run's label list"
+    refused(lambda p=parts: run.build(config(p, data__path=str(tmp_path / 'data'))), says)
 
 
 @pytest.mark.parametrize(

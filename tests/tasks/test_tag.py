@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 
 import jax
 import jax.numpy as jnp
@@ -103,6 +104,35 @@ def test_labels_that_say_nothing_are_refused():
   refused(lambda: built([(['a'], ['NN'])]), "only one tag, 'NN'")
   refused(lambda: built([(['a'], ['O'])]), "only one tag, 'O'")
   refused(lambda: built([(['a', 'b'], ['NN', 'VB'])], scheme='bio'), 'task.scheme=bio: the tags of "tags" are NN, VB')
+
+
+@pytest.mark.parametrize(
+  ('tag_', 'near'),
+  [('b-UP', 'did you mean "B-UP"'), ('B_UP', 'did you mean "B-UP"'), ('O ', 'did you mean "O"'), ('0', ''), ('o', '')],
+)
+@pytest.mark.parametrize('scheme', ['', 'bio'])
+def test_one_stray_tag_does_not_turn_entities_into_parts_of_speech(tag_, near, scheme):
+  pairs = [*NER * 15, (['a', 'b'], ['O', tag_])]
+  says = 'train.jsonl:31: the tag', repr(tag_), near, '(1 such rows)', 'B-DOWN, B-UP, I-UP', 'task.scheme=plain'
+  refused(lambda: built(pairs, scheme=scheme), *says)
+  assert built(pairs, scheme='plain').scheme == 'plain'
+
+
+@pytest.mark.parametrize(
+  ('tags', 'strays'),
+  [
+    (['B-X', 'B-X', '0', 'o', 'O '], set()),
+    (['B-X', 'B-X', 'B-X', '0', 'o'], {'0', 'o'}),
+    (['B-X', 'I-X', *'000'], {'0'}),
+    (['B-X', 'I-X', 'B'], {'B'}),
+    (['B', 'I', 'O', 'b'], {'b'}),
+    (['NN', 'VB', 'NN', 'S-X'], set()),
+    (['NN', 'M', 'B', 'VB', 'VB', 'CD'], set()),
+    ([1, 2], set()),
+  ],
+)
+def test_tags_of_no_scheme_among_those_of_one(tags, strays):
+  assert schemes.strays(Counter(tags)) == strays
 
 
 def test_unknown_tags_are_refused_with_their_line(bert):

@@ -95,19 +95,21 @@ def compared(
   split: str,
   options: Options,
 ) -> dict[str, Any]:
-  """Two runs on the same rows (`ftlib/evals/paired.py`), with McNemar's test where there is an accuracy.
+  """Two runs on the same rows (`ftlib/evals/paired.py`), each by its own rule of decision (`Task.ruled`), with
+  McNemar's test where there is an accuracy.
 
-  Raises `InputError` where these are of different tasks, labels or rows.
+  Raises `InputError` where these are of different tasks, labels or rows, or where their metrics are read differently.
   """
   field = f'--against={options.against}'
   _check_alike(here[0], there[0], split, field)
   task, rows = here[0].task, here[0].dataset.splits[split]
   examples = resampling.joined([here[1], there[1]])
-  predictions = resampling.joined_predictions([here[2], there[2]])
+  predictions = resampling.joined_predictions([_ruled(*run) for run in (here, there)])
   counted = resampling.resampled(task, examples, predictions, [*rows, *rows])
+  _check_rule(counted, *there, here[0], field)
   out = {'run': options.against, **paired.compared(counted, len(rows), samples=options.bootstrap)}
   if 'accuracy' in task.metric_names:
-    right = [_right(task, rows, p) for p in (here[2], there[2])]
+    right = [_right(r.task, r.dataset.splits[split], p) for r, _, p in (here, there)]
     out |= {'mcnemar': paired.mcnemar(*right)} if None not in [r if r is None else 1 for r in right] else {}
   return out
 
@@ -199,6 +201,26 @@ def _check_alike(here: Run, there: Run, split: str, field: str) -> None:
     raise InputError(
       f'{field}: its {split} rows are not those of this run ({len(others)} and {len(rows)}), the first that differ:\n'
       f'  {where[0]}\n  {where[1]}\nA paired comparison is of the same rows in the same order.'
+    )
+
+
+def _ruled(run: Run, examples: Examples, predictions: Mapping[str, Any]) -> dict[str, Any]:
+  return run.task.ruled(examples, predictions) if hasattr(run.task, 'ruled') else dict(predictions)
+
+
+def _check_rule(
+  counted: Counted, there: Run, examples: Examples, predictions: Mapping[str, Any], here: Run, field: str
+) -> None:
+  """Raises `InputError` where this run's way to judge gives other metrics of the other run than that one's own."""
+  own, total = there.task.metrics(examples, predictions), resampling.count(examples)
+  found = counted(np.repeat([0, 1], total))
+  both = [n for n in here.task.metric_names if found.get(n) is not None and own.get(n) is not None]
+  if off := [n for n in both if not np.isclose(found[n], own[n], rtol=1e-4, atol=1e-6)]:
+    a, b = (dataclasses.asdict(r.settings.task) for r in (here, there))
+    other = ', '.join(f'task.{n}={b[n]} and not {v}' for n, v in a.items() if b[n] != v)
+    raise InputError(
+      f'{field}: its {off[0]} is {own[off[0]]:.4f} as it judges itself, and {found[off[0]]:.4f} as this run would; '
+      f'its settings are {other}\nRuns are compared that are judged alike.'
     )
 
 

@@ -21,7 +21,7 @@ from ftlib.base.errors import Diverged, InputError, did_you_mean, listing
 from ftlib.base.types import Batch, Params
 from ftlib.data import batches, cleaning, tokens
 from ftlib.data.batches import Examples
-from ftlib.data.columns import sound, spared
+from ftlib.data.columns import Unusable, sound, spared
 from ftlib.data.incoming import PIECE, Incoming
 from ftlib.data.labels import CHECKS, FAULTS, Columns
 from ftlib.data.sources import Rows, subset
@@ -35,8 +35,8 @@ Answered = tuple[Rows, Examples, dict[str, Any]]  # rows, what they were made in
 @dataclasses.dataclass(frozen=True)
 class Stream:
   """A run with parameters. `labelled`: whether rows have labels, else any in them are not looked at. `skip`: whether
-  rows that cannot be used are passed over. `notes` grows by what was found in the rows; `edges` are lengths that
-  batches were padded to so far."""
+  rows that cannot be used are passed over, up to as many of a file as of a split. `notes` grows by what was found in
+  the rows; `edges` are lengths that batches were padded to so far."""
 
   run: Run
   own: Params
@@ -54,14 +54,16 @@ class Stream:
 
   def over(self, incoming: Incoming) -> Iterator[Answered]:
     """The answers to a file, piece by piece; all at once where rows are compared with each other (retrieve). Raises
-    `InputError` with file and line."""
+    `InputError` with file and line, in the end where too many rows cannot be used."""
     coupled = getattr(self.run.settings.modules['objective'], 'COUPLED', False)
+    unusable, file = Unusable(self.skip, '--on_bad_row'), incoming.path
     for rows in incoming.pieces(size=sys.maxsize if coupled else PIECE):
-      checked = self.checked(rows)
+      file, checked = rows.file, self.checked(rows, unusable)
       if len(checked):
         yield self.answered(checked)
+    self.notes.extend(unusable.note(file))
 
-  def checked(self, rows: Rows) -> Rows:
+  def checked(self, rows: Rows, unusable: Unusable) -> Rows:
     """The rows as the task takes them, those that cannot be used left out or an `InputError`."""
     columns = self.columns
     for field, column in zip(columns.fields, [*columns.texts, *([columns.label] if self.labelled else [])]):
@@ -75,10 +77,7 @@ class Stream:
     if columns.label and not self.labelled:
       filled = unlabelled(self.run.task, splits[rows.name], columns)
       splits = {rows.name: dataclasses.replace(rows, rows=filled)}
-    try:
-      splits = sound(splits, columns, FAULTS.get(columns.kind), group='', skip=self.skip, notes=self.notes)
-    except InputError as e:  # which speaks of the config, and a run's is not to be changed
-      raise InputError(str(e).replace('--config.data.on_bad_row', '--on_bad_row')) from None
+    splits = sound(splits, columns, FAULTS.get(columns.kind), group='', unusable={rows.name: unusable})
     return (CHECKS[columns.kind](splits, columns.label, self.notes) if columns.label else splits)[rows.name]
 
   def answered(self, rows: Rows) -> Answered:

@@ -86,12 +86,12 @@ def test_rows_are_let_go(source, tmp_path, monkeypatch):
   alive, most, pieces = [], 0, 0
   checked = stream.Stream.checked
 
-  def counted(self, rows: Rows):
+  def counted(self, rows: Rows, unusable):
     nonlocal most, pieces
     gc.collect()
     alive[:] = [r for r in alive if r() is not None] + [weakref.ref(rows)]
     most, pieces = max(most, len(alive)), pieces + 1
-    return checked(self, rows)
+    return checked(self, rows, unusable)
 
   monkeypatch.setattr(stream.Stream, 'checked', counted)
   lines = []
@@ -112,6 +112,27 @@ def test_bad_rows(answers, source, trained):
     answers('a.jsonl', '{"texts": "a"}\n')
   with pytest.raises(InputError, match=r'a\.jsonl:1: "text" is the int 3'):
     answers('a.jsonl', '{"text": 3}\n')
+
+
+def test_bad_rows_are_counted_over_the_whole_file(answers, source, monkeypatch):
+  monkeypatch.setattr(stream, 'PIECE', 20)
+  texts = [r['text'] for r in tiny.rows(41, 1)]
+  lines = lambda bad: ''.join(json.dumps({'text': '' if i in bad else t}) + '\n' for i, t in enumerate(texts))  # noqa: E731
+  skipping = lambda: dataclasses.replace(source, skip=True, notes=[])  # noqa: E731
+  own = skipping()
+  assert len(answers('a.jsonl', lines([3, 40]), own=own)) == 39  # the last is a piece of its own
+  assert any('2 of 41 rows skipped, the first' in note and 'a.jsonl:4' in note for note in own.notes)
+  with pytest.raises(InputError, match=r'3 of 41 rows cannot be used, more than the 5% that --on_bad_row=skip'):
+    answers('a.jsonl', lines([3, 5, 40]), own=skipping())
+  with pytest.raises(InputError, match=r'1 of 41 rows cannot be used:[^?]*a\.jsonl:41[^?]*with --on_bad_row=skip'):
+    answers('a.jsonl', lines([40]))
+
+
+def test_rows_that_are_cut_are_counted_over_the_whole_file(answers, source, monkeypatch):
+  monkeypatch.setattr(stream, 'PIECE', 2)
+  own = dataclasses.replace(source, notes=[])
+  answers('a.txt', '\n'.join(['good film ' * n for n in (1, 30, 2, 30, 3)]), own=own)
+  assert own.notes == ['a: 2 of 5 rows (40.0%) were cut to 40 tokens']
 
 
 def test_the_program(trained, tmp_path, monkeypatch, capsys):

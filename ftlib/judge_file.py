@@ -46,6 +46,7 @@ def run(workdir: str | None, *, file: str, checkpoint: str, skip: bool, options:
     metrics |= task.judged([kept[i] for i in asked], [found['prediction'][i] for i in asked])
   more = analysis.analysed(own.run, examples, found, kept, options)
   record = {'metrics': metrics, 'n': len(kept), 'checkpoint': step, 'labels': [*task.labels], 'file': file}
+  record |= {'truncated': long} if (long := examples.tokens.truncated) else {}
   files.write_json(where / 'eval' / f'{name}.json', {**record, **more})
   for note in [*own.notes, *_passed(incoming)]:
     print(f'      note  {note}')

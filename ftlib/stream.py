@@ -15,7 +15,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from ftlib import folder, generators, judge, reference, thresholds
+from ftlib import examples, folder, generators, judge, reference, thresholds
 from ftlib import run as runs
 from ftlib.base.errors import Diverged, InputError, did_you_mean, listing
 from ftlib.base.types import Batch, Params
@@ -57,11 +57,18 @@ class Stream:
     `InputError` with file and line, in the end where too many rows cannot be used."""
     coupled = getattr(self.run.settings.modules['objective'], 'COUPLED', False)
     unusable, file = Unusable(self.skip, '--on_bad_row'), incoming.path
+    count, long, windows = 0, 0, None
     for rows in incoming.pieces(size=sys.maxsize if coupled else PIECE):
       file, checked = rows.file, self.checked(rows, unusable)
       if len(checked):
-        yield self.answered(checked)
+        rows, made, predictions = self.answered(checked)
+        count, long = count + len(rows), long + made.tokens.truncated
+        if made.windows is not None:
+          windows = (windows or 0) + len(made) - len(rows) + made.tokens.truncated
+        yield rows, made, predictions
     self.notes.extend(unusable.note(file))
+    if long:
+      self.notes.append(examples.cut_note(incoming.name, long, count, windows, limit=self.run.limit))
 
   def checked(self, rows: Rows, unusable: Unusable) -> Rows:
     """The rows as the task takes them, those that cannot be used left out or an `InputError`."""

@@ -125,6 +125,14 @@ def test_a_file_is_judged_as_the_split_is(told, tmp_path, monkeypatch, capsys):
   assert 'fresh, checkpoint 6, 24 rows' in capsys.readouterr().out
 
 
+def test_long_rows_of_a_file_are_counted(told, tmp_path, capsys):
+  rows = [{'text': 'good film ' * n, 'label': 'good'} for n in (1, 30, 2, 30)]
+  (tmp_path / 'long.jsonl').write_text(''.join(json.dumps(r) + '\n' for r in rows))
+  judge_file.run(str(told), file=str(tmp_path / 'long.jsonl'), checkpoint='last', skip=False, options=Options(0))
+  assert stored(told, 'long')['truncated'] == 2
+  assert 'note  long: 2 of 4 rows (50.0%) were cut to 40 tokens' in capsys.readouterr().out
+
+
 def test_files_that_cannot_be_judged(told, tmp_path):
   def judged(data, name='a.jsonl', **options):
     (tmp_path / name).write_text(data)

@@ -82,11 +82,20 @@ def fitted(examples: Examples, predictions: Mapping[str, Any], *, task: str) -> 
   return {'temperature': found, 'n': len(judged[0]), 'before': calibration.measures(*judged), 'after': after}
 
 
-def recalibrated(examples: Examples, predictions: Mapping[str, Any], fitted: Mapping[str, Any]) -> dict[str, Any]:
-  """The measures of other rows at a temperature that was `fitted`, with it and the split it is of."""
+def recalibrated(
+  examples: Examples, predictions: Mapping[str, Any], fitted: Mapping[str, Any], *, split: str
+) -> dict[str, Any]:
+  """The measures of the rows of `split` at a temperature that was `fitted`, with it, the split it is of, and `notes` on
+  what they do not show."""
   labels_N, p_NC = classes(examples, predictions)
+  found = {'temperature': fitted['temperature'], 'split': fitted['split']}
+  notes = []
+  if fitted['split'] == split:
+    notes.append(f'the temperature was fitted on these {split} rows, so that they look better than others will')
+  if calibration.at_bound(fitted['temperature']):
+    notes.append('the temperature stands at a bound of its range: no finite one is best on the rows it was fitted on')
   after = calibration.measures(labels_N, calibration.scaled(p_NC, fitted['temperature']))
-  return {'temperature': fitted['temperature'], 'split': fitted['split'], **after}
+  return {**found, **after, **({'notes': notes} if notes else {})}
 
 
 def compared(

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from ftlib import analysis, folder, recipe, reference, show, show_evaluation, thresholds
+from ftlib import analysis, folder, recipe, reference, show, show_evaluation, temperatures, thresholds
 from ftlib import run as runs
 from ftlib.adapters import Adapters
 from ftlib.analysis import Options
@@ -19,8 +19,6 @@ from ftlib.io import workdir as files
 from ftlib.io.checkpoint import Checkpoints
 from ftlib.run import Run
 from ftlib.train import state
-
-TEMPERATURE = 'temperature.json'  # in the folder of evaluations
 
 
 def run(workdir: str | None, *, split: str, checkpoint: str, options: Options | None = None) -> dict[str, Any]:
@@ -34,7 +32,7 @@ def run(workdir: str | None, *, split: str, checkpoint: str, options: Options | 
   more = analysis.analysed(built, examples, predictions, rows, options)
   if options.calibrate:
     fitted = _temperature(built, own, frozen, options.calibrate, where, step)
-    more['calibrated'] = analysis.recalibrated(examples, predictions, fitted)
+    more['calibrated'] = analysis.recalibrated(examples, predictions, fitted, split=split)
   if there is not None:
     more['against'] = analysis.compared((built, examples, predictions), there, split, options)
   folder.write_evaluation(where, built, split, metrics, predictions, step, more)
@@ -73,8 +71,7 @@ def _temperature(built: Run, own: Params, frozen: Params, split: str, where: pat
   predictions = built.evaluate(own, frozen, split)[1]
   found = analysis.fitted(built.examples[split].unpacked, predictions, task=built.settings.names['task'])
   found = {'split': split, 'checkpoint': step, **found}
-  (where / 'eval').mkdir(exist_ok=True)
-  files.write_json(where / 'eval' / TEMPERATURE, found)
+  temperatures.save(where, found)
   return found
 
 

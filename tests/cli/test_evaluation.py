@@ -63,6 +63,17 @@ def test_intervals_slices_and_a_temperature(told, capsys):
   assert [s.name for s in report_data.read(told).splits] == ['test', 'validation']  # and no split called temperature
 
 
+def test_a_temperature_that_shows_little_is_said_so(told, monkeypatch, capsys):
+  options = Options(bootstrap=0, calibrate='validation')
+  judge.run(str(told), split='validation', checkpoint='last', options=options)
+  assert 'note  the temperature was fitted on these validation rows' in capsys.readouterr().out
+  assert len(stored(told, 'validation')['calibrated']['notes']) == 1
+  monkeypatch.setattr(calibration, 'temperature', lambda *_: 99.9999)
+  judge.run(str(told), split='test', checkpoint='last', options=options)
+  assert 'note  the temperature stands at a bound of its range' in capsys.readouterr().out
+  assert len(stored(told)['calibrated']['notes']) == 1
+
+
 def test_nothing_of_it_where_it_is_not_wanted(told, capsys):
   judge.run(str(told), split='test', checkpoint='last', options=Options(bootstrap=0))
   found = stored(told)

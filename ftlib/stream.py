@@ -130,13 +130,18 @@ class Stream:
 
 
 def of_run(
-  workdir: str | None, *, checkpoint: str = 'best', batch_size: int | None = None, **options: Any
+  workdir: str | None,
+  *,
+  checkpoint: str = 'best',
+  batch_size: int | None = None,
+  field: str = '--workdir',
+  **options: Any,
 ) -> tuple[Stream, int]:
   """(the Stream of a run's checkpoint, its step); `options` are `Stream`'s. Raises `InputError`."""
   if not workdir:
     raise InputError('give the run folder: --workdir=runs/NAME')
   where = pathlib.Path(workdir).expanduser()
-  config, labels = folder.stored(where)
+  config, labels = folder.stored(where, field=f'{field}={workdir}')
   if batch_size is not None:
     if batch_size < 1:
       raise InputError(f'--batch_size={batch_size}: wanted a number of rows from 1')

@@ -11,6 +11,7 @@ from ftlib import analysis
 from ftlib.analysis import Options
 from ftlib.base.errors import InputError
 from ftlib.data.batches import Examples
+from ftlib.data.sources import Rows
 from ftlib.data.tokens import Tokens
 from ftlib.evals import thresholds
 from ftlib.tasks import classify, embed, extract, multilabel, retrieve
@@ -26,15 +27,16 @@ def tokens():
   return Tokens(np.zeros(N, np.int32), np.zeros(N, np.int32), np.arange(N + 1), 0)
 
 
-def run(module, task, rows, name='task'):
-  settings = types.SimpleNamespace(names={'task': name}, modules={'task': module}, task=task.config)
-  return types.SimpleNamespace(task=task, settings=settings, dataset=types.SimpleNamespace(splits={'test': rows}))
+def run(module, task):
+  settings = types.SimpleNamespace(names={'task': 'task'}, modules={'task': module}, task=task.config)
+  return types.SimpleNamespace(task=task, settings=settings)
 
 
 def compared(module, tasks, rows, examples, predictions):
   """What is said of two runs, after it was looked that it is what `Task.metrics` says of each."""
-  pair = [(run(module, task, rows), examples, found) for task, found in zip(tasks, predictions)]
-  got = analysis.compared(*pair, 'test', Options(bootstrap=3, against='other'))
+  rows = Rows(rows, 'test', 'test.jsonl', range(1, N + 1))
+  pair = [analysis.answers(run(module, task), examples, found, rows) for task, found in zip(tasks, predictions)]
+  got = analysis.compared(*pair, Options(bootstrap=3, against='other'))
   for task, found, name in zip(tasks, predictions, ('here', 'there')):
     own = task.metrics(examples, found)
     for metric in got['metrics'].keys() & own.keys():

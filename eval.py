@@ -29,7 +29,7 @@ flags.DEFINE_string('file', None, 'labelled rows to judge instead of a split: .j
 flags.DEFINE_string('on_bad_row', 'error', 'with --file: error, or skip rows that cannot be used')
 flags.DEFINE_integer('bootstrap', None, 'samples of the intervals, 0 for none (1000, fewer where they take long)')
 flags.DEFINE_list('slices', [], 'length, and columns: metrics of the rows of each length and value')
-flags.DEFINE_string('calibrate', '', 'the split that a temperature is fitted on')
+flags.DEFINE_string('calibrate', '', 'the split that a temperature is fitted on, or, with --file, was')
 flags.DEFINE_string('against', '', 'the folder of another run to compare with')
 flags.DEFINE_string('output', None, 'with --config: the folder to write to')
 flags.DEFINE_string('adapters', None, 'NAME=FOLDER,...: adapters to judge on the base and data of --workdir')

@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,6 +17,7 @@ from ftlib import resampling
 from ftlib.base.errors import InputError, did_you_mean
 from ftlib.data import windows
 from ftlib.data.batches import Examples
+from ftlib.data.sources import Rows
 from ftlib.evals import bootstrap, calibration, metrics, paired
 from ftlib.evals.bootstrap import Counted
 from ftlib.run import Run
@@ -40,6 +41,40 @@ class Options:
   def __post_init__(self):
     if self.bootstrap is not None and self.bootstrap < 0:
       raise InputError(f'--bootstrap={self.bootstrap}: wanted a number of samples, or 0 for no intervals')
+
+
+@dataclasses.dataclass(frozen=True)
+class Answers:
+  """A run's predictions of N rows. `rows` are what metrics and slices ask of these; `keys` [N] tell by what a row asks
+  and what its answer is, and `where(i)` its place; `right` bool [N], None where the task's records do not say."""
+
+  run: Run
+  examples: Examples
+  predictions: Mapping[str, Any]
+  rows: Sequence[Mapping[str, Any]]
+  keys: Sequence[int]
+  where: Callable[[int], str]
+  right: np.ndarray | None
+
+
+def answers(run: Run, examples: Examples, predictions: Mapping[str, Any], rows: Rows) -> Answers:
+  """Those to rows that are held whole."""
+  found = right([*run.task.records(rows, predictions)], len(rows))
+  return Answers(run, examples, predictions, rows, keys(run, rows), rows.where, found)
+
+
+def keys(run: Run, rows: Sequence[Mapping[str, Any]]) -> list[int]:
+  """A number for what each row asks and what the answer is, whatever the columns are called."""
+  found = run.settings.modules['task'].columns(run.settings.task)
+  names = [*found.texts, *([found.label] if found.label else [])]
+  return [hash(repr([row[n] for n in names])) for row in rows]
+
+
+def right(records: Sequence[Mapping[str, Any]], count: int) -> np.ndarray | None:
+  """Which of `count` rows are right, by their records; None where these do not say."""
+  if len(records) != count or not all({'label', 'prediction'} <= r.keys() for r in records):
+    return None
+  return np.array([r['label'] == r['prediction'] for r in records], bool)
 
 
 def analysed(
@@ -82,33 +117,38 @@ def fitted(examples: Examples, predictions: Mapping[str, Any], *, task: str) -> 
   return {'temperature': found, 'n': len(judged[0]), 'before': calibration.measures(*judged), 'after': after}
 
 
-def recalibrated(examples: Examples, predictions: Mapping[str, Any], fitted: Mapping[str, Any]) -> dict[str, Any]:
-  """The measures of other rows at a temperature that was `fitted`, with it and the split it is of."""
-  labels_N, p_NC = classes(examples, predictions)
-  after = calibration.measures(labels_N, calibration.scaled(p_NC, fitted['temperature']))
-  return {'temperature': fitted['temperature'], 'split': fitted['split'], **after}
-
-
-def compared(
-  here: tuple[Run, Examples, Mapping[str, Any]],
-  there: tuple[Run, Examples, Mapping[str, Any]],
-  split: str,
-  options: Options,
+def recalibrated(
+  examples: Examples, predictions: Mapping[str, Any], fitted: Mapping[str, Any], *, split: str
 ) -> dict[str, Any]:
-  """Two runs on the same rows (`ftlib/evals/paired.py`), with McNemar's test where there is an accuracy.
+  """The measures of the rows of `split` at a temperature that was `fitted`, with it, the split it is of, and `notes` on
+  what they do not show."""
+  labels_N, p_NC = classes(examples, predictions)
+  found = {'temperature': fitted['temperature'], 'split': fitted['split']}
+  notes = []
+  if fitted['split'] == split:
+    notes.append(f'the temperature was fitted on these {split} rows, so that they look better than others will')
+  if calibration.at_bound(fitted['temperature']):
+    notes.append('the temperature stands at a bound of its range: no finite one is best on the rows it was fitted on')
+  after = calibration.measures(labels_N, calibration.scaled(p_NC, fitted['temperature']))
+  return {**found, **after, **({'notes': notes} if notes else {})}
 
-  Raises `InputError` where these are of different tasks, labels or rows.
+
+def compared(here: Answers, there: Answers, options: Options) -> dict[str, Any]:
+  """Two runs on the same rows (`ftlib/evals/paired.py`), each by its own rule of decision (`Task.ruled`), with
+  McNemar's test where there is an accuracy.
+
+  Raises `InputError` where these are of different tasks, labels or rows, or where their metrics are read differently.
   """
   field = f'--against={options.against}'
-  _check_alike(here[0], there[0], split, field)
-  task, rows = here[0].task, here[0].dataset.splits[split]
-  examples = resampling.joined([here[1], there[1]])
-  predictions = resampling.joined_predictions([here[2], there[2]])
+  _check_alike(here, there, field)
+  task, rows = here.run.task, here.rows
+  examples = resampling.joined([here.examples, there.examples], tokens=False)
+  predictions = resampling.joined_predictions([_ruled(here), _ruled(there)])
   counted = resampling.resampled(task, examples, predictions, [*rows, *rows])
+  _check_rule(counted, here, there, field)
   out = {'run': options.against, **paired.compared(counted, len(rows), samples=options.bootstrap)}
-  if 'accuracy' in task.metric_names:
-    right = [_right(task, rows, p) for p in (here[2], there[2])]
-    out |= {'mcnemar': paired.mcnemar(*right)} if None not in [r if r is None else 1 for r in right] else {}
+  if 'accuracy' in task.metric_names and here.right is not None and there.right is not None:
+    out['mcnemar'] = paired.mcnemar(here.right, there.right)
   return out
 
 
@@ -185,36 +225,40 @@ def _numbers(values: Sequence[Any]) -> np.ndarray | None:
   return found if len(found) == len(values) and np.isfinite(found).all() else None
 
 
-def _check_alike(here: Run, there: Run, split: str, field: str) -> None:
-  tasks = [r.settings.names['task'] for r in (here, there)]
+def _check_alike(here: Answers, there: Answers, field: str) -> None:
+  tasks = [a.run.settings.names['task'] for a in (here, there)]
   if tasks[0] != tasks[1]:
     raise InputError(f'{field}: its task.name={tasks[1]} and not {tasks[0]}; their metrics are of different things')
-  if [*here.task.labels] != [*there.task.labels]:
-    raise InputError(f'{field}: its label list is {_short(there.task.labels)}, and not {_short(here.task.labels)}')
-  rows, others = (r.dataset.splits[split] for r in (here, there))
-  a, b = ([*map(_key(r), r.dataset.splits[split])] for r in (here, there))
-  first = next((i for i, (x, y) in enumerate(zip(a, b)) if x != y), min(len(a), len(b)))
+  labels = [[*a.run.task.labels] for a in (here, there)]
+  if labels[0] != labels[1]:
+    raise InputError(f'{field}: its label list is {_short(labels[1])}, and not {_short(labels[0])}')
+  a, b = here.keys, there.keys
   if a != b:
-    where = [r.where(first) if first < len(r) else f'{r.file}: no row' for r in (rows, others)]
+    first = next((i for i, (x, y) in enumerate(zip(a, b)) if x != y), min(len(a), len(b)))
+    where = [one.where(first) if first < len(one.keys) else 'no row' for one in (here, there)]
     raise InputError(
-      f'{field}: its {split} rows are not those of this run ({len(others)} and {len(rows)}), the first that differ:\n'
+      f'{field}: its rows are not those of this run ({len(b)} and {len(a)}), the first that differ:\n'
       f'  {where[0]}\n  {where[1]}\nA paired comparison is of the same rows in the same order.'
     )
 
 
-def _key(run: Run):
-  """What a row asks and what the answer is, whatever the columns are called."""
-  found = run.settings.modules['task'].columns(run.settings.task)
-  names = [*found.texts, *([found.label] if found.label else [])]
-  return lambda row: [row[n] for n in names]
+def _ruled(of: Answers) -> dict[str, Any]:
+  task = of.run.task
+  return task.ruled(of.examples, of.predictions) if hasattr(task, 'ruled') else dict(of.predictions)
 
 
-def _right(task: Any, rows: Sequence[Mapping], predictions: Mapping[str, Any]) -> np.ndarray | None:
-  """Which rows are right, by their records; None where these do not say."""
-  records = [*task.records(rows, predictions)]
-  if len(records) != len(rows) or not all({'label', 'prediction'} <= r.keys() for r in records):
-    return None
-  return np.array([r['label'] == r['prediction'] for r in records])
+def _check_rule(counted: Counted, here: Answers, there: Answers, field: str) -> None:
+  """Raises `InputError` where this run's way to judge gives other metrics of the other run than that one's own."""
+  own = there.run.task.metrics(there.examples, there.predictions)
+  found = counted(np.repeat([0, 1], len(there.keys)))
+  both = [n for n in here.run.task.metric_names if found.get(n) is not None and own.get(n) is not None]
+  if off := [n for n in both if not np.isclose(found[n], own[n], rtol=1e-4, atol=1e-6)]:
+    a, b = (dataclasses.asdict(one.run.settings.task) for one in (here, there))
+    other = ', '.join(f'task.{n}={b[n]} and not {v}' for n, v in a.items() if b[n] != v)
+    raise InputError(
+      f'{field}: its {off[0]} is {own[off[0]]:.4f} as it judges itself, and {found[off[0]]:.4f} as this run would; '
+      f'its settings are {other}\nRuns are compared that are judged alike.'
+    )
 
 
 def _short(labels: Sequence[Any]) -> str:

@@ -80,13 +80,15 @@ def check(run: Run, method: str, steps: int) -> None:
 
 
 class _Gradients:
-  """Integrated gradients of a class's logit, from the row's own tokens replaced by padding tokens; special ones
-  stay."""
+  """Integrated gradients of a class's logit, from the row's own tokens replaced by padding tokens, unknown words too;
+  special ones stay."""
 
   def __init__(self, run: Run, params: Params, steps: int):
     self.run, self.params, self.steps = run, params, steps
     model = run.method.model
-    special = {*run.tokenizer.all_special_ids}
+    known = run.tokenizer
+    framing = {known.bos_token_id, known.eos_token_id, known.cls_token_id, known.sep_token_id}
+    special = {*known.all_special_ids} - ({known.unk_token_id} - framing)
     self.plain = np.vectorize(lambda i: i not in special, otypes=[bool])
     self.embed = jax.jit(lambda params, inputs: inside.embedded(model, params, inputs).astype(jnp.float32))
 

@@ -101,13 +101,16 @@ def _packed(examples: Examples, limit: int, method: Method) -> Examples:
 
 def _length_notes(rows: Examples, name: str, *, limit: int, positions: int) -> list[str]:
   cut, count = rows.tokens.truncated, len(rows) if rows.windows is None else int(rows.windows[-1]) + 1
-  share = cut / count
-  if cut and rows.windows is not None:
-    made = len(rows) - count + cut
-    return [f'{name}: {cut} of {count} rows ({share:.1%}) were made into {made} windows of {limit} tokens']
-  if cut and limit == positions and share > 0.5:
+  if rows.windows is None and limit == positions and cut > 0.5 * count:
     raise InputError(
       f'{name}: {cut} of {count} rows are longer than the {positions} tokens that the model has positions for; '
       'cut the texts into pieces, or take a model with more positions'
     )
-  return [f'{name}: {cut} of {count} rows ({share:.1%}) were cut to {limit} tokens'] if cut else []
+  made = None if rows.windows is None else len(rows) - count + cut
+  return [cut_note(name, cut, count, made, limit=limit)] if cut else []
+
+
+def cut_note(name: str, cut: int, count: int, windows: int | None, *, limit: int) -> str:
+  """What became of `cut` of `count` rows that are longer than the `limit` tokens of a document."""
+  became = f'were cut to {limit} tokens' if windows is None else f'were made into {windows} windows of {limit} tokens'
+  return f'{name}: {cut} of {count} rows ({cut / count:.1%}) {became}'

@@ -5,22 +5,17 @@ from __future__ import annotations
 import pathlib
 from typing import Any
 
-import numpy as np
-
-from ftlib import analysis, folder, recipe, reference, show, show_evaluation, thresholds
+from ftlib import analysis, folder, recipe, reference, show, show_evaluation, temperatures, thresholds
 from ftlib import run as runs
 from ftlib.adapters import Adapters
-from ftlib.analysis import Options
+from ftlib.analysis import Answers, Options
 from ftlib.base.errors import InputError, did_you_mean
 from ftlib.base.types import Params
-from ftlib.data.batches import Examples
 from ftlib.evals import report
 from ftlib.io import workdir as files
 from ftlib.io.checkpoint import Checkpoints
 from ftlib.run import Run
 from ftlib.train import state
-
-TEMPERATURE = 'temperature.json'  # in the folder of evaluations
 
 
 def run(workdir: str | None, *, split: str, checkpoint: str, options: Options | None = None) -> dict[str, Any]:
@@ -34,9 +29,9 @@ def run(workdir: str | None, *, split: str, checkpoint: str, options: Options | 
   more = analysis.analysed(built, examples, predictions, rows, options)
   if options.calibrate:
     fitted = _temperature(built, own, frozen, options.calibrate, where, step)
-    more['calibrated'] = analysis.recalibrated(examples, predictions, fitted)
+    more['calibrated'] = analysis.recalibrated(examples, predictions, fitted, split=split)
   if there is not None:
-    more['against'] = analysis.compared((built, examples, predictions), there, split, options)
+    more['against'] = analysis.compared(analysis.answers(built, examples, predictions, rows), there, options)
   folder.write_evaluation(where, built, split, metrics, predictions, step, more)
   title = f'{split}, checkpoint {step}, {len(rows):,} rows'
   print(show.table(title, metrics, more.get('intervals')))
@@ -60,12 +55,13 @@ def opened(
   return thresholds.read(built, where, step, split=split), own, frozen, step
 
 
-def _against(path: str, split: str) -> tuple[Run, Examples, dict[str, np.ndarray]] | None:
-  """(run, examples, predictions of its best checkpoint) of another run folder, where one is given."""
+def _against(path: str, split: str) -> Answers | None:
+  """Those of the best checkpoint of another run folder, where one is given."""
   if not path:
     return None
   built, own, frozen, _ = opened(path, split, 'best', field='--against')
-  return built, built.examples[split].unpacked, built.evaluate(own, frozen, split)[1]
+  found = built.evaluate(own, frozen, split)[1]
+  return analysis.answers(built, built.examples[split].unpacked, found, built.dataset.splits[split])
 
 
 def _temperature(built: Run, own: Params, frozen: Params, split: str, where: pathlib.Path, step: int) -> dict[str, Any]:
@@ -73,8 +69,7 @@ def _temperature(built: Run, own: Params, frozen: Params, split: str, where: pat
   predictions = built.evaluate(own, frozen, split)[1]
   found = analysis.fitted(built.examples[split].unpacked, predictions, task=built.settings.names['task'])
   found = {'split': split, 'checkpoint': step, **found}
-  (where / 'eval').mkdir(exist_ok=True)
-  files.write_json(where / 'eval' / TEMPERATURE, found)
+  temperatures.save(where, found)
   return found
 
 

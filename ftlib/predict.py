@@ -10,19 +10,16 @@ answered, so that a file may be of any length.
 from __future__ import annotations
 
 import contextlib
-import math
 import pathlib
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from ftlib import cli, folder, stream, thresholds  # cli first: it sets the environment before JAX is imported
+from ftlib import cli, folder, stream, temperatures  # cli first: it sets the environment before JAX is imported
 from ftlib.base.errors import InputError
 from ftlib.data.incoming import STDIN, Incoming
 from ftlib.evals import calibration
-from ftlib.io import workdir as files
-from ftlib.judge import TEMPERATURE
 from ftlib.stream import Stream
 from ftlib.tasks.task import Task
 
@@ -36,7 +33,7 @@ def predict(
   told = not (source.columns.label or source.columns.parts)
   for rows, _, predictions in source.over(incoming):
     records = task.records(rows, predictions)
-    if temperature is not None:  # which changes no prediction, be it by a threshold
+    if temperature is not None:  # which changes no prediction
       cooled_NC = calibration.scaled(predictions['probabilities'], temperature)
       records = ({**r, 'probabilities': [round(float(x), 6) for x in p]} for r, p in zip(records, cooled_NC))
     for row, record in zip(rows, records, strict=True):
@@ -63,20 +60,15 @@ def check(task: Task, name: str) -> None:
     )
 
 
-def stored_temperature(source: Stream, workdir: str) -> float:
-  """What `eval.py --calibrate` has found. Raises `InputError` where it is not there, or of no use."""
-  if thresholds.asked(source.run):
+def stored_temperature(source: Stream, workdir: str, step: int) -> float:
+  """What `eval.py --calibrate` has found with a checkpoint. Raises `InputError` where it is not there, or of no use."""
+  threshold = getattr(source.run.task.config, 'threshold', 'argmax')
+  if threshold != 'argmax':
     raise InputError(
-      '--calibrated: the run predicts by thresholds that were tuned on probabilities as they are '
-      '(task.threshold=tuned); leave the flag out'
+      f'--calibrated: the run predicts from a threshold on, of probabilities as they are (task.threshold={threshold}), '
+      'and others would contradict its predictions; leave the flag out'
     )
-  path = pathlib.Path(workdir).expanduser() / 'eval' / TEMPERATURE
-  if not path.is_file():
-    raise InputError(f'--calibrated: {path} is not there; python eval.py --workdir={workdir} --calibrate=validation')
-  found = files.read_json(path)['temperature']
-  if not isinstance(found, int | float) or not (found > 0 and math.isfinite(found)):
-    raise InputError(f'--calibrated: {path} holds no temperature; write it anew by eval.py --calibrate=validation')
-  return found
+  return temperatures.read(pathlib.Path(workdir).expanduser(), step, field='--calibrated')['temperature']
 
 
 @contextlib.contextmanager
@@ -108,7 +100,7 @@ def main() -> None:
   Incoming(f.input, (), f.format)  # is it there? before a model is read
   source, step = stream.of_run(f.workdir, checkpoint=f.checkpoint, batch_size=f.batch_size, skip=f.on_bad_row == 'skip')
   check(source.run.task, source.run.settings.names['task'])
-  temperature = stored_temperature(source, f.workdir) if f.calibrated else None
+  temperature = stored_temperature(source, f.workdir, step) if f.calibrated else None
   began, incoming = time.perf_counter(), Incoming(f.input, source.columns.texts, f.format, f.encoding)
   with _output(f.output) as write:
     count = predict(source, incoming, write, temperature=temperature)

@@ -40,6 +40,7 @@ def _calibration(before: Mapping[str, float] | None, after: Mapping[str, Any] | 
   if after is not None:
     said = '  '.join(f'{n} {after[n]:.4f}' for n in names)
     out.append(f'  at temperature {after["temperature"]:.3f} ({after["split"]})  {said}')
+    out += [f'      note  {note}' for note in after.get('notes', ())]
   return out
 
 

@@ -15,13 +15,13 @@ from typing import Any
 import jax
 import numpy as np
 
-from ftlib import folder, generators, judge, reference, thresholds
+from ftlib import examples, folder, generators, judge, reference, thresholds
 from ftlib import run as runs
 from ftlib.base.errors import Diverged, InputError, did_you_mean, listing
 from ftlib.base.types import Batch, Params
 from ftlib.data import batches, cleaning, tokens
 from ftlib.data.batches import Examples
-from ftlib.data.columns import sound, spared
+from ftlib.data.columns import Unusable, sound, spared
 from ftlib.data.incoming import PIECE, Incoming
 from ftlib.data.labels import CHECKS, FAULTS, PART, Columns
 from ftlib.data.sources import Rows, subset
@@ -35,8 +35,8 @@ Answered = tuple[Rows, Examples, dict[str, Any]]  # rows, what they were made in
 @dataclasses.dataclass(frozen=True)
 class Stream:
   """A run with parameters. `labelled`: whether rows have labels, else any in them are not looked at. `skip`: whether
-  rows that cannot be used are passed over. `notes` grows by what was found in the rows; `edges` are lengths that
-  batches were padded to so far."""
+  rows that cannot be used are passed over, up to as many of a file as of a split. `notes` grows by what was found in
+  the rows; `edges` are lengths that batches were padded to so far."""
 
   run: Run
   own: Params
@@ -54,32 +54,42 @@ class Stream:
 
   def over(self, incoming: Incoming) -> Iterator[Answered]:
     """The answers to a file, piece by piece; all at once where rows are compared with each other (retrieve). Raises
-    `InputError` with file and line."""
+    `InputError` with file and line, in the end where too many rows cannot be used."""
     coupled = getattr(self.run.settings.modules['objective'], 'COUPLED', False)
+    unusable, file = Unusable(self.skip, '--on_bad_row'), incoming.path
+    count, long, windows = 0, 0, None
     for rows in incoming.pieces(size=sys.maxsize if coupled else PIECE):
-      checked = self.checked(rows)
+      file, checked = rows.file, self.checked(rows, unusable)
       if len(checked):
-        yield self.answered(checked)
+        rows, made, predictions = self.answered(checked)
+        count, long = count + len(rows), long + made.tokens.truncated
+        if made.windows is not None:
+          windows = (windows or 0) + len(made) - len(rows) + made.tokens.truncated
+        yield rows, made, predictions
+    self.notes.extend(unusable.note(file))
+    if long:
+      self.notes.append(examples.cut_note(incoming.name, long, count, windows, limit=self.run.limit))
 
-  def checked(self, rows: Rows) -> Rows:
+  def checked(self, rows: Rows, unusable: Unusable) -> Rows:
     """The rows as the task takes them, those that cannot be used left out or an `InputError`; where there are several
     tasks at once, as the row's own does."""
     columns = self.columns
-    rows = self._checked(rows, columns, self.run.task)
+    rows = self._checked(rows, columns, self.run.task, unusable)
     if columns.parts is None:
       return rows
     found: dict[int, dict] = {}  # by line
     for name, (_, own) in columns.parts.items():
       part = subset(rows, [i for i, row in enumerate(rows) if row[PART] == name])
+      unusable.total -= len(part)  # counted with the whole
       try:
-        part = self._checked(part, own, self.run.task.tasks[name]) if len(part) else part
+        part = self._checked(part, own, self.run.task.tasks[name], unusable) if len(part) else part
       except InputError as e:
         raise InputError(f'part {name} of task.parts: {e}') from None
       found |= zip(part.at, part)
     at = sorted(found)
     return dataclasses.replace(rows, rows=[found[i] for i in at], at=at)
 
-  def _checked(self, rows: Rows, columns: Columns, task: Task) -> Rows:
+  def _checked(self, rows: Rows, columns: Columns, task: Task, unusable: Unusable) -> Rows:
     for field, column in zip(columns.fields, [*columns.texts, *([columns.label] if self.labelled else [])]):
       if column and column not in rows.columns and column not in (columns.spare or {}):
         raise InputError(
@@ -91,10 +101,7 @@ class Stream:
     if columns.label and not self.labelled:
       filled = unlabelled(task, splits[rows.name], columns)
       splits = {rows.name: dataclasses.replace(rows, rows=filled)}
-    try:
-      splits = sound(splits, columns, FAULTS.get(columns.kind), group='', skip=self.skip, notes=self.notes)
-    except InputError as e:  # which speaks of the config, and a run's is not to be changed
-      raise InputError(str(e).replace('--config.data.on_bad_row', '--on_bad_row')) from None
+    splits = sound(splits, columns, FAULTS.get(columns.kind), group='', unusable={rows.name: unusable})
     return (CHECKS[columns.kind](splits, columns.label, self.notes) if columns.label else splits)[rows.name]
 
   def answered(self, rows: Rows) -> Answered:
@@ -140,13 +147,18 @@ class Stream:
 
 
 def of_run(
-  workdir: str | None, *, checkpoint: str = 'best', batch_size: int | None = None, **options: Any
+  workdir: str | None,
+  *,
+  checkpoint: str = 'best',
+  batch_size: int | None = None,
+  field: str = '--workdir',
+  **options: Any,
 ) -> tuple[Stream, int]:
   """(the Stream of a run's checkpoint, its step); `options` are `Stream`'s. Raises `InputError`."""
   if not workdir:
     raise InputError('give the run folder: --workdir=runs/NAME')
   where = pathlib.Path(workdir).expanduser()
-  config, labels = folder.stored(where)
+  config, labels = folder.stored(where, field=f'{field}={workdir}')
   if batch_size is not None:
     if batch_size < 1:
       raise InputError(f'--batch_size={batch_size}: wanted a number of rows from 1')

@@ -31,6 +31,7 @@ from ftlib.data.sources import Rows, subset
 
 _SKIPPABLE = 0.05  # share of a split's rows; more bad ones mean that something is wrong with the data
 _TOLD_APART = ('class', 'labels', 'score')  # kinds of labels that are no part of a text
+_SHOWN = 5  # of those, in a message
 _MISSING = object()
 
 
@@ -42,6 +43,44 @@ class Kind(NamedTuple):
   wanted: str
   fault: Callable[[Any], str] = lambda value: ''
   absent: Any = None
+
+
+@dataclasses.dataclass
+class Unusable:
+  """Rows of one file that cannot be used, over all of its pieces: `count` of the `total` so far, and what is wrong with
+  the `first`. `skip`: whether they are passed over, as the setting `flag` says."""
+
+  skip: bool
+  flag: str = '--config.data.on_bad_row'
+  total: int = 0
+  count: int = 0
+  first: list[str] = dataclasses.field(default_factory=list)
+
+  def add(self, rows: Rows, faults: Mapping[int, str]) -> None:
+    """Counts a piece's rows and the faults of some. Raises `InputError` where such are not to be passed over."""
+    self.total += len(rows)
+    self.count += len(faults)
+    found = [*faults.items()][: _SHOWN - len(self.first)]
+    self.first += [f'{rows.where(i)}: {fault}' for i, fault in found]
+    if faults and not self.skip:
+      raise InputError(f'{self._said(rows.file)}:\n{self._listed}\nMend them, or leave them out with {self.flag}=skip.')
+
+  def note(self, file: str) -> list[str]:
+    """What the user should know of the whole file. Raises `InputError` where too many rows would be passed over."""
+    if self.count > _SKIPPABLE * self.total:
+      raise InputError(
+        f'{self._said(file)}, more than the {_SKIPPABLE:.0%} that {self.flag}=skip passes over:\n{self._listed}\n'
+        'Mend the data.'
+      )
+    return [f'{file}: {self.count} of {self.total} rows skipped, the first {self.first[0]}'] if self.count else []
+
+  def _said(self, file: str) -> str:
+    return f'{file}: {self.count} of {self.total} rows cannot be used'
+
+  @property
+  def _listed(self) -> str:
+    more = self.count - len(self.first)
+    return listing(self.first) + (f'\n  ... and {more} more' if more else '')
 
 
 def _empty(value: Any) -> str:
@@ -130,10 +169,9 @@ def sound(
   of_label: Callable[[Any], str] | None,
   *,
   group: str,
-  skip: bool,
-  notes: list[str],
+  unusable: Mapping[str, Unusable],
 ) -> Splits:
-  """The sound rows, each as `columns.row` has it; others stop the run or, with `skip`, are counted in `notes`.
+  """The sound rows, each as `columns.row` has it; others stop the run or are counted in `unusable`, by splits.
 
   `of_label`: what is wrong with a label besides being absent. `group`: a column by which rows are split, or ''.
   """
@@ -164,7 +202,7 @@ def sound(
       raise ValueError(f'"{columns.label}": {fault}')
     return columns.row(row) if columns.row else row
 
-  return {name: _sound(rows, checked, skip, notes) for name, rows in splits.items()}
+  return {name: _sound(rows, checked, unusable[name]) for name, rows in splits.items()}
 
 
 def _absent(value: Any) -> str:
@@ -185,7 +223,7 @@ def _check_types(splits: Splits, field: str, column: str, kind: Kind) -> None:
         )
 
 
-def _sound(rows: Rows, checked: Callable[[dict], dict], skip: bool, notes: list[str]) -> Rows:
+def _sound(rows: Rows, checked: Callable[[dict], dict], unusable: Unusable) -> Rows:
   found, faults = [], {}
   for i, row in enumerate(rows):
     try:
@@ -193,18 +231,6 @@ def _sound(rows: Rows, checked: Callable[[dict], dict], skip: bool, notes: list[
     except ValueError as e:
       found.append(row)
       faults[i] = str(e)
-  if not faults:
-    return dataclasses.replace(rows, rows=found)
-  first = listing((f'{rows.where(i)}: {fault}' for i, fault in faults.items()), limit=5)
-  if not skip:
-    raise InputError(
-      f'{rows.file}: {len(faults)} of {len(rows)} rows cannot be used:\n{first}\n'
-      'Mend them, or leave them out with --config.data.on_bad_row=skip.'
-    )
-  if len(faults) > _SKIPPABLE * len(rows):
-    raise InputError(
-      f'{rows.file}: {len(faults)} of {len(rows)} rows cannot be used, more than the {_SKIPPABLE:.0%} that '
-      f'data.on_bad_row=skip passes over:\n{first}\nMend the data.'
-    )
-  notes.append(f'{rows.file}: {len(faults)} of {len(rows)} rows skipped, the first {first.split(chr(10))[0].strip()}')
-  return subset(dataclasses.replace(rows, rows=found), [i for i in range(len(rows)) if i not in faults])
+  unusable.add(rows, faults)
+  found = dataclasses.replace(rows, rows=found)
+  return subset(found, [i for i in range(len(rows)) if i not in faults]) if faults else found

@@ -47,9 +47,10 @@ class Incoming:
       return
     place = pathlib.Path(os.path.expanduser(self.path))
     if not place.is_file():
+      if place.is_dir():
+        raise InputError(f'{self.field}={self.path}: is a folder; give a file of it')
       siblings = sorted(f.name for f in place.parent.iterdir()) if place.parent.is_dir() else []
-      what = 'is a folder; give a file of it' if place.is_dir() else 'there is no such file'
-      raise InputError(f'{self.field}={self.path}: {what}{did_you_mean(place.name, siblings)}')
+      raise InputError(f'{self.field}={self.path}: there is no such file{did_you_mean(place.name, siblings)}')
     ending = place.name.lower().rpartition('.')[2]
     self.format = self.format or (ending if ending in FORMATS else '')
 
@@ -130,8 +131,10 @@ class Incoming:
       except StopIteration:
         return
       except UnicodeDecodeError as e:
+        before = e.object[: e.start].decode(self.encoding, 'ignore')  # of a chunk, whose lines were not given yet
         raise InputError(
-          f'{shown}: not {self.encoding} behind line {number} ({e.reason}); save it as utf-8, or set --encoding='
+          f'{shown}:{number + 1 + before.count(chr(10))}: not {self.encoding} ({e.reason}); save it as utf-8, or set '
+          f'{"--encoding=" if self.field == "--input" else "data.encoding of the run"}'
         ) from e
       number += 1
       if fault := re.search('[\0\ud800-\udfff]', line):

@@ -21,7 +21,7 @@ from ftlib.base import settings
 from ftlib.base.errors import InputError, did_you_mean, listing
 from ftlib.base.settings import setting
 from ftlib.data import augmentation, cleaning, sampling, splitting
-from ftlib.data.columns import check_there, sound, spared
+from ftlib.data.columns import Unusable, check_there, sound, spared
 from ftlib.data.labels import CHECKS, FAULTS, PART, STRATIFIED, Columns
 from ftlib.data.sources import Rows, Source, open_source, subset
 
@@ -81,8 +81,10 @@ def load(cfg: Config, **columns: Any) -> Dataset:
   check_there(splits, read, [('data.group', cfg.group), *(('data.keep', column) for column in conditions)])
   splits = _labelled(_kept(splits, conditions, notes), label, notes)
   splits = cleaning.cleaned(splits, _changeable(read, cfg), cfg.clean, notes, how=read.cleaned)
-  skip = cfg.on_bad_row == 'skip'
-  splits = sound(splits, read, FAULTS.get(kind), group=cfg.group, skip=skip, notes=notes)
+  unusable = {name: Unusable(skip=cfg.on_bad_row == 'skip') for name in splits}
+  files = {name: rows.file for name, rows in splits.items()}
+  splits = sound(splits, read, FAULTS.get(kind), group=cfg.group, unusable=unusable)
+  notes += [note for name, of_split in unusable.items() for note in of_split.note(files[name])]
   splits = CHECKS[kind](splits, label, notes) if label else splits
   strata = label if kind in STRATIFIED else None
   splits = _arranged(splits, ratios, strata, cfg, notes)

@@ -85,12 +85,15 @@ def _of_folder(folder: pathlib.Path) -> Any:
   return tokenizer
 
 
-def encode(tokenizer: Any, texts: Sequence[str], pairs: Sequence[str] | None, *, limit: int) -> Tokens:
-  """Tokenised rows with the model's special tokens, each cut to `limit` tokens (the longer text of a pair first).
+def encode(
+  tokenizer: Any, texts: Sequence[str], pairs: Sequence[str] | None, *, limit: int, together: int = 1
+) -> Tokens:
+  """Texts, or pairs, with the model's special tokens, each cut to `limit` tokens (the longer text of a pair first).
+  `together`: texts of a row, one behind another, so that `truncated` counts rows.
 
   The name of a special token inside a text ('[SEP]') is text, and does not become that token.
   """
-  ids, types, truncated = [], [], 0
+  ids, types, truncated = [], [], set()
   for start in range(0, len(texts), _CHUNK):
     a = list(texts[start : start + _CHUNK])
     b = None if pairs is None else list(pairs[start : start + _CHUNK])
@@ -107,12 +110,12 @@ def encode(tokenizer: Any, texts: Sequence[str], pairs: Sequence[str] | None, *,
       for j, i in enumerate(long):
         for key in rows:
           rows[key][i] = cut[key][j]
-      truncated += len(long)
+      truncated |= {(start + i) // together for i in long}
     ids += rows['input_ids']
     types += rows.get('token_type_ids') or [[0] * len(r) for r in rows['input_ids']]
   offsets = np.concatenate([[0], np.cumsum([len(r) for r in ids])]).astype(np.int64)
   flat = lambda rows: np.fromiter((t for r in rows for t in r), np.int32, int(offsets[-1]))  # noqa: E731
-  return Tokens(flat(ids), flat(types), offsets, truncated)
+  return Tokens(flat(ids), flat(types), offsets, len(truncated))
 
 
 def _call(tokenizer: Any, a: list[str], b: list[str] | None, **options: Any) -> dict[str, list[list[int]]]:

@@ -33,15 +33,14 @@ _FIRST_UNSPACED = re.compile(f'[{_UNSPACED}]')
 class Words:
   """Rows of words as documents. `rows` int64 [W]: the row of each. `word` int32 [T]: which of all words begins at a
   token, -1 where none does; `own` bool [T]: that it does, and this document answers for the word. `places`: of each row
-  int32 [words, 2], by which of its documents a word is answered for, and at which token of that. `cut`: rows of several
-  windows. `unknown`: words without tokens of their own."""
+  int32 [words, 2], by which of its documents a word is answered for, and at which token of that. `tokens.truncated`:
+  rows of several windows. `unknown`: words without tokens of their own."""
 
   tokens: Tokens
   rows: np.ndarray
   word: np.ndarray
   own: np.ndarray
   places: list[np.ndarray]
-  cut: int
   unknown: int
 
 
@@ -101,9 +100,9 @@ def encode(tokenizer: Any, rows: Sequence[Sequence[str]], *, limit: int, stride:
       places.append(np.stack([best, at], 1).astype(np.int32))
       first += len(pieces)
   offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
-  tokens = Tokens(np.asarray(ids, np.int32), np.asarray(kinds, np.int32), offsets)
+  tokens = Tokens(np.asarray(ids, np.int32), np.asarray(kinds, np.int32), offsets, cut)
   of_token = np.asarray(word, np.int32), np.asarray(own, bool)
-  return Words(tokens, np.asarray(owners, np.int64), *of_token, places, cut, unknown)
+  return Words(tokens, np.asarray(owners, np.int64), *of_token, places, unknown)
 
 
 def windows(begins: np.ndarray, ends: np.ndarray, room: int, stride: int) -> list[tuple[int, int]]:

@@ -85,6 +85,11 @@ def temperature(labels_N: np.ndarray, probabilities_NC: np.ndarray) -> float:
   return float(np.exp(found.x))
 
 
+def at_bound(temperature: float) -> bool:
+  """Whether a temperature that was found is the least or the greatest that is looked for."""
+  return any(abs(np.log(temperature / bound)) < 1e-3 for bound in _RANGE)
+
+
 def _logarithms(probabilities_NC: np.ndarray) -> np.ndarray:
   p_NC = np.asarray(probabilities_NC, np.float64)
   return np.where(p_NC > 0, np.log(np.maximum(p_NC, _TINY)), -np.inf)

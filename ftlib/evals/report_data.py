@@ -1,18 +1,23 @@
 """Reads a run folder for the report, leniently: what is missing or broken becomes empty and a note, never an error.
+Predictions are read through once for numbers, and again for the few rows that are shown (`report_rows.py`).
 
 Shapes: N examples whose prediction can be judged, C classes.
 """
 
 from __future__ import annotations
 
+import array
 import dataclasses
 import json
 import math
 import pathlib
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
+
+from ftlib.evals import report_rows
+from ftlib.evals.report_rows import Rows
 
 _ILLEGAL = re.compile(r'[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff\ufffe\uffff]')
 _LABELS = {
@@ -70,7 +75,7 @@ class Judged:
   `probabilities_NC[i]`.
   """
 
-  rows: list[dict]
+  rows: Sequence[dict]
   labels_N: np.ndarray
   predictions_N: np.ndarray
   probabilities_NC: np.ndarray
@@ -94,7 +99,7 @@ class Judged:
 class Scored:
   """Predictions of a regression: the N rows as read, their true scores and the predicted ones, all finite."""
 
-  rows: list[dict]
+  rows: Sequence[dict]
   scores_N: np.ndarray
   predictions_N: np.ndarray
 
@@ -108,7 +113,7 @@ class Scored:
 class Valued:
   """The N rows, as read, that hold a finite number of some name, and these numbers."""
 
-  rows: list[dict]
+  rows: Sequence[dict]
   values_N: np.ndarray
 
 
@@ -126,7 +131,7 @@ class Split:
   n: int | None
   checkpoint: object
   classes: list[str]
-  rows: list[dict]
+  rows: Sequence[dict]
   judged: Judged | None
   scored: Scored | None
   losses: Valued | None
@@ -163,10 +168,10 @@ def read(workdir: pathlib.Path) -> Run:
     config=config,
     env=env,
     summary=summary,
-    history=_history(_rows(log, notes)),
+    history=_history(report_rows.read(log, notes)),
     splits=_splits(workdir / 'eval', notes),
-    preview=list(_rows(workdir / 'eval' / 'preview.jsonl', notes)),
-    samples=list(_rows(workdir / 'eval' / 'samples.jsonl', notes)),
+    preview=list(report_rows.read(workdir / 'eval' / 'preview.jsonl', notes)),
+    samples=list(report_rows.read(workdir / 'eval' / 'samples.jsonl', notes)),
     modified=stamps[0] if stamps else None,
     notes=notes,
   )
@@ -225,32 +230,7 @@ def _object(path: pathlib.Path, notes: list[str]) -> dict:
   return value
 
 
-def _rows(path: pathlib.Path, notes: list[str]) -> Iterator[dict]:
-  """The JSON objects of a .jsonl file, one a line. A cut last line is what a kill leaves, so it goes unmentioned."""
-  try:
-    lines = path.read_text(encoding='utf-8', errors='replace').split('\n')
-  except FileNotFoundError:
-    return
-  except OSError:
-    notes.append(f'{path.name} could not be read; left out.')
-    return
-  bad = 0
-  for i, line in enumerate(lines):
-    if not line.strip():
-      continue
-    try:
-      row = json.loads(line)
-    except (ValueError, RecursionError):
-      row = None
-    if isinstance(row, dict):
-      yield row
-    elif i < len(lines) - 1:  # a whole line ends in a newline, so the last element of `lines` is '' or cut
-      bad += 1
-  if bad:
-    notes.append(f'{path.name}: {bad} unreadable lines left out.')
-
-
-def _history(rows: Iterator[dict]) -> dict[str, list[dict]]:
+def _history(rows: Iterable[dict]) -> dict[str, list[dict]]:
   """Rows by split and step. A resumed run writes some steps twice: the later row is the one that counts."""
   table: dict[str, dict[float, dict]] = {}
   for row in rows:
@@ -272,7 +252,7 @@ def _splits(folder: pathlib.Path, notes: list[str]) -> list[Split]:
 
 def _split(folder: pathlib.Path, name: str, suffix: str, notes: list[str]) -> Split:
   record = _object(folder / f'{name}.json', notes)
-  rows = list(_rows(folder / f'{name}{suffix}', notes))
+  rows = report_rows.read(folder / f'{name}{suffix}', notes)
   metrics = record['metrics'] if isinstance(record.get('metrics'), dict) else {}
   per_class = metrics.get('per_class')
   labels = record.get('labels')
@@ -292,27 +272,34 @@ def _split(folder: pathlib.Path, name: str, suffix: str, notes: list[str]) -> Sp
     losses=None if classes else _valued(rows, 'loss'),
     margins=None if classes else _valued(rows, 'margin'),
     more=record,
-    attribution=list(_rows(folder / f'{name}_attribution.jsonl', notes)),
+    attribution=list(report_rows.read(folder / f'{name}_attribution.jsonl', notes)),
   )
 
 
-def _valued(rows: list[dict], key: str) -> Valued | None:
-  pairs = [(row, number(row.get(key))) for row in rows]
-  pairs = [pair for pair in pairs if pair[1] is not None]
-  return Valued([row for row, _ in pairs], np.array([value for _, value in pairs])) if pairs else None
+def _valued(rows: Rows, key: str) -> Valued | None:
+  found = _numbers(rows, key)
+  return Valued(*found) if found else None
 
 
-def _scored(rows: list[dict]) -> Scored | None:
+def _scored(rows: Rows) -> Scored | None:
   """The rows whose label and prediction are finite numbers."""
-  pairs = [(row, number(row.get('label')), number(row.get('prediction'))) for row in rows]
-  pairs = [pair for pair in pairs if None not in pair[1:]]
-  if not pairs:
-    return None
-  kept, scores, predictions = zip(*pairs)
-  return Scored([*kept], np.array(scores), np.array(predictions))
+  found = _numbers(rows, 'label', 'prediction')
+  return Scored(*found) if found else None
 
 
-def _judged(rows: list[dict], classes: list[str]) -> Judged | None:
+def _numbers(rows: Rows, *names: str) -> tuple | None:
+  """(the rows that hold a finite number of every name, float64 [N] for each); None without any."""
+  kept, values = array.array('q'), [array.array('d') for _ in names]
+  for i, row in enumerate(rows):
+    found = [number(row.get(name)) for name in names]
+    if None not in found:
+      kept.append(i)
+      for column, value in zip(values, found):
+        column.append(value)
+  return (rows.taken(kept), *(np.array(column) for column in values)) if kept else None
+
+
+def _judged(rows: Rows, classes: list[str]) -> Judged | None:
   """The rows that name a class, by its name or else by its index, and hold a probability for each class."""
   index = {name: c for c, name in enumerate(classes)}
 
@@ -322,8 +309,9 @@ def _judged(rows: list[dict], classes: list[str]) -> Judged | None:
     is_index = isinstance(value, int) and not isinstance(value, bool) and 0 <= value < len(classes)
     return value if is_index else None
 
-  kept, labels, predictions, probabilities = [], [], [], []
-  for row in rows:
+  kept, labels, predictions = (array.array('q') for _ in range(3))
+  probabilities = array.array('d')
+  for i, row in enumerate(rows):
     values = row.get('probabilities')
     if not isinstance(values, list) or len(values) != len(classes) or len(classes) < 2:
       continue
@@ -332,10 +320,11 @@ def _judged(rows: list[dict], classes: list[str]) -> Judged | None:
     if label is None or None in values:
       continue
     prediction = class_of(row.get('prediction'))
-    kept.append(row)
+    kept.append(i)
     labels.append(label)
     predictions.append(values.index(max(values)) if prediction is None else prediction)
-    probabilities.append(values)
+    probabilities.extend(values)
   if not kept:
     return None
-  return Judged(kept, np.array(labels), np.array(predictions), np.array(probabilities))
+  p_NC = np.array(probabilities).reshape(len(kept), -1)
+  return Judged(rows.taken(kept), np.array(labels), np.array(predictions), p_NC)

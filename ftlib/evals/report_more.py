@@ -60,6 +60,8 @@ def calibration(split: Split) -> str:
   if after:
     head.append(f'T = {number(after.get("temperature")) or 0:.3g}')
     note = f'T is the temperature at which {after.get("split")} is likeliest; it changes no prediction.'
+    notes = after.get('notes')
+    note += ''.join(f' {str(n)[:1].upper()}{str(n)[1:]}.' for n in (notes if isinstance(notes, list) else ()))
   return block('Probabilities', table(head, rows), note=note)
 
 

@@ -5,8 +5,9 @@ Shapes: N examples, C labels.
 
 from __future__ import annotations
 
+import array
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -23,7 +24,7 @@ class Marked:
   """The N rows, as read, whose labels are sets of known ones: who has which, `positives_NC`, what was predicted,
   `said_NC`, and `probabilities_NC`."""
 
-  rows: list[dict]
+  rows: Sequence[dict]
   positives_NC: np.ndarray
   said_NC: np.ndarray
   probabilities_NC: np.ndarray
@@ -37,15 +38,20 @@ class Marked:
 
 def read(split: Split) -> Marked | None:
   """What there is of such rows, None without any."""
-  names, kept = set(split.classes), []
-  for row in split.rows:
+  names, kept, probabilities = set(split.classes), array.array('q'), array.array('d')
+  sides = bytearray(), bytearray()
+  for i, row in enumerate(split.rows):
     lists = [row.get(key) for key in ('label', 'prediction', 'probabilities')]
     if all(isinstance(x, list) for x in lists) and len(lists[2]) == len(names) and not _odd(names, lists):
-      kept.append((row, *lists))
+      kept.append(i)
+      for side, labels in zip(sides, lists):
+        has = {*map(str, labels)}
+        side.extend(c in has for c in split.classes)
+      probabilities.extend(lists[2])
   if not kept:
     return None
-  has = lambda side: np.array([[c in {*map(str, one[side])} for c in split.classes] for one in kept])  # noqa: E731
-  return Marked([row for row, *_ in kept], has(1), has(2), np.array([p for *_, p in kept], np.float64))
+  wide = lambda values, kind: np.array(values, kind).reshape(len(kept), -1)  # noqa: E731
+  return Marked(split.rows.taken(kept), *(wide(side, bool) for side in sides), wide(probabilities, float))
 
 
 def _odd(names: set[str], lists: list[list]) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import array
 import itertools
 from collections.abc import Mapping, Sequence
 
@@ -20,18 +21,22 @@ def examples(split: Split) -> str:
   """Tables of what is wrong and right, the surest first; '' where the rows are of no such task."""
   if split.judged is not None and has_options(split):
     return _options(split)
-  found = [row for row in split.rows if _is_span(row)]
-  if not found:
+  at, sure, hits = array.array('q'), array.array('d'), bytearray()
+  for i, row in enumerate(split.rows):
+    if _is_span(row):
+      at.append(i)
+      sure.append(number(row.get('probability')) or 0.0)
+      hits.append(number(row.get('exact_match')) == 1)
+  if not at:
     return ''
-  sure_N = np.array([number(row.get('probability')) or 0.0 for row in found])
-  right_N = np.array([number(row.get('exact_match')) == 1 for row in found])
-  order = np.argsort(-sure_N, kind='stable')
+  at_N, sure_N, right_N = np.array(at), np.array(sure), np.array(hits, bool)
+  rows, order = split.rows.taken(at_N), np.argsort(-sure_N, kind='stable')
   wrong, right = order[~right_N[order]][:WORST], order[right_N[order]]
-  said = f'{fmt.integer(int((~right_N).sum()))} of {fmt.integer(len(found))} answers do not match'
+  said = f'{fmt.integer(int((~right_N).sum()))} of {fmt.integer(len(at_N))} answers do not match'
   note = 'Marked in the context: the gold answer. Underlined: the prediction.'
   return grid(
-    block('Surest mistakes', _span_table(found, wrong), note=f'{said}; these are the surest. {note}', kind='wide'),
-    block('Least certain and right', _span_table(found, right[::-1][:BEST]), note=note, kind='wide'),
+    block('Surest mistakes', _span_table(rows, wrong), note=f'{said}; these are the surest. {note}', kind='wide'),
+    block('Least certain and right', _span_table(rows, right[::-1][:BEST]), note=note, kind='wide'),
   )
 
 

@@ -50,17 +50,22 @@ class Mistake(NamedTuple):
 
 def examples(split: Split) -> str:
   """Kinds of mistakes and the rows with the surest of them; '' for what are no predictions of tags."""
-  rows = [row for row in split.rows if _is_tagged(row)]
-  if not rows:
+  count, sure, pairs = 0, [], Counter()
+  for i, row in enumerate(split.rows):
+    if _is_tagged(row):
+      count += 1
+      if own := mistakes(row):
+        sure.append((max(_sure(row, m) for m in own), i))
+        pairs.update((m.kind, m.types) for m in own)
+  if not count:
     return ''
-  found = [(row, mistakes(row)) for row in rows]
-  wrong = [(row, own) for row, own in found if own]
-  worst = sorted(wrong, key=lambda pair: -max(_sure(pair[0], m) for m in pair[1]))[:WORST]
-  counts = Counter(m.kind for _, own in wrong for m in own)
-  pairs = Counter((m.kind, m.types) for _, own in wrong for m in own)
+  worst = [(row := split.rows[i], mistakes(row)) for _, i in sorted(sure, key=lambda pair: -pair[0])[:WORST]]
+  counts = Counter()
+  for (kind, _), n in pairs.items():
+    counts[kind] += n
   often = {k: ', '.join(f'{t} ({n})' for (kind, t), n in pairs.most_common() if kind == k)[:120] for k in counts}
   kinds = [(text(title), text(often[k]), fmt.integer(counts[k])) for k, title in _TITLES.items() if counts[k]]
-  note = f'{fmt.integer(len(wrong))} of {fmt.integer(len(rows))} rows have mistakes; these have the surest of them.'
+  note = f'{fmt.integer(len(sure))} of {fmt.integer(count)} rows have mistakes; these have the surest of them.'
   note += ' Green words are entities that were found.' if any('entities' in row for row, _ in worst) else ''
   cells = [(_coloured(row, own), '<br>'.join(_told(row, m) for m in own[:8])) for row, own in worst]
   return grid(

@@ -98,8 +98,8 @@ def raw(texts: Sequence[str], nulls_N: Sequence[float], golds: Sequence[Sequence
   return Raw(*found, np.asarray(nulls_N, np.float64), has_N, np.array([bool(t) for t in texts]))
 
 
-def with_threshold(found: Raw, threshold: float) -> dict:
-  """The measures of `spans_or_none`."""
+def with_threshold(found: Raw, threshold: float | np.ndarray) -> dict:
+  """The measures of `spans_or_none`; `threshold` is one, or [N]."""
   out, thresholds = {}, {}
   for name, raw_N in zip(NAMES, found):
     final_N = np.where(found.nulls_N > threshold, ~found.has_N, raw_N)

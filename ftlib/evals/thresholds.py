@@ -67,13 +67,13 @@ def attached(predictions: dict[str, np.ndarray], thresholds_C: np.ndarray) -> di
 def of(
   text: str, known_C: np.ndarray | None, predictions: dict[str, np.ndarray], *, words: tuple[str, ...] = (TUNED,)
 ) -> np.ndarray | float:
-  """The thresholds of predictions, [N, C], [C] or one: the number of `text`, or what was tuned on these rows
-  (`attached`) or before (`known_C`). Raises `InputError` where it was never tuned."""
+  """The thresholds of predictions, [N, C], [C] or one: those that go with them (`attached`), else the number of `text`,
+  or what was tuned before (`known_C`). Raises `InputError` where it was never tuned."""
+  if 'thresholds' in predictions:
+    return predictions['thresholds']
   number = read(text, words=words)
   if number is not None:
     return number
-  if 'thresholds' in predictions:
-    return predictions['thresholds']
   if known_C is None:
     raise InputError(
       'task.threshold=tuned: thresholds are tuned on the validation split of a training run, and there are none here; '

@@ -136,8 +136,14 @@ class Classify:
     found = thresholds.best(positives_N1, predictions['probabilities'][:, 1:], self.config.tune)
     return thresholds.attached(dict(predictions), found)
 
+  def ruled(self, examples: Examples, predictions: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The predictions with the classes that this run predicts, which any other's task then goes by."""
+    return {'probabilities': predictions['probabilities'], 'predicted': self._predicted(predictions)}
+
   def _predicted(self, predictions: Mapping[str, np.ndarray]) -> np.ndarray:
-    """The predicted classes, int [N]: the first of equally probable ones, or by the threshold."""
+    """The predicted classes, int [N]: as `ruled`, the first of equally probable ones, or by the threshold."""
+    if 'predicted' in predictions:
+      return predictions['predicted']
     probabilities_NC = predictions['probabilities']
     if self.config.threshold == 'argmax':
       return probabilities_NC.argmax(1)

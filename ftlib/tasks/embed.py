@@ -80,7 +80,8 @@ class Pairs:
   def _documents(self, rows: Sequence[Mapping[str, Any]], names: Sequence[str], tokenizer: Any, limit: int) -> Examples:
     """The texts of some columns, one document behind another: those of row i are its documents S i to S i + S - 1."""
     count = len(names)
-    found = tokens.encode(tokenizer, [row[n] for row in rows for n in names], None, limit=limit)
+    texts = [row[n] for row in rows for n in names]
+    found = tokens.encode(tokenizer, texts, None, limit=limit, together=count)
     packs = [np.arange(count * i, count * i + count) for i in range(len(rows))]
     return Examples(found, {'weights': np.ones(len(rows), np.float32)}, packs=packs)
 

@@ -260,6 +260,10 @@ class Extract:
     best = span_metrics.tuned_threshold(self._raw(examples, predictions), 'f1')
     return thresholds.attached(dict(predictions), np.array([best]))
 
+  def ruled(self, examples: Examples, predictions: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The predictions with this run's threshold, by which any other's task then judges them."""
+    return {**predictions, 'thresholds': self._threshold(predictions)[:, None]}
+
   def placeholder(self, row: Mapping[str, Any]) -> dict:
     """The answers of a row that has none to be judged by."""
     return _UNASKED
@@ -273,12 +277,13 @@ class Extract:
   def resampled(self, examples: Examples, predictions: Mapping[str, np.ndarray]) -> counted.Counted:
     """The metrics over counts [N] of the rows."""
     if self.config.no_answer:
-      found, threshold = self._raw(examples, predictions), self._threshold(predictions)
+      found, threshold_N = self._raw(examples, predictions), self._threshold(predictions)
       rows = np.arange(len(found.has_N))
       names = self.metric_names
 
       def of_counts(counts_N: np.ndarray) -> dict[str, float | None]:
-        measures = span_metrics.with_threshold(found.taken(np.repeat(rows, counts_N)), threshold)
+        taken_N = np.repeat(rows, counts_N)
+        measures = span_metrics.with_threshold(found.taken(taken_N), threshold_N[taken_N])
         return {n: measures[n] for n in names}
 
       return of_counts
@@ -295,27 +300,30 @@ class Extract:
   def _language(self, contexts: Sequence[str]) -> str:
     return self.config.language or span_metrics.language_of(contexts[:_LOOKED_AT])
 
-  def _threshold(self, predictions: Mapping[str, np.ndarray]) -> float:
-    if self.config.null_threshold != thresholds.TUNED:
-      return float(self.config.null_threshold)
+  def _threshold(self, predictions: Mapping[str, np.ndarray]) -> np.ndarray:
+    """Above which a row has no answer, float64 [N]."""
+    if not self.config.no_answer:
+      return np.full(len(predictions['null']), np.inf)
     if 'thresholds' in predictions:
-      return float(predictions['thresholds'][0, 0])
+      return predictions['thresholds'][:, 0]
+    if self.config.null_threshold != thresholds.TUNED:
+      return np.full(len(predictions['null']), float(self.config.null_threshold))
     if self.thresholds is None:
       raise InputError(
         'task.null_threshold=tuned: it is tuned on the validation split of a training run, and there is none here; '
         'evaluate that split, or give a number, such as --config.task.null_threshold=0'
       )
-    return float(self.thresholds[0])
+    return np.full(len(predictions['null']), float(self.thresholds[0]))
 
   def records(self, rows: Sequence[Mapping[str, Any]], predictions: Mapping[str, np.ndarray]) -> Iterator[dict]:
     c = self.config
-    threshold = self._threshold(predictions) if c.no_answer else 0.0
+    threshold_N = self._threshold(predictions)
     language = self._language([row[c.context] for row, _ in zip(rows, range(_LOOKED_AT))])
     for i, row in enumerate(rows):
       context, answers = row[c.context], row[c.answers]
       starts, ends, scores = (predictions[n][i] for n in ('starts', 'ends', 'scores'))
       above = float(predictions['null'][i] - scores[0])
-      none = c.no_answer and above > threshold
+      none = bool(above > threshold_N[i])
       listed = [(int(s), int(e), float(x)) for s, e, x in zip(starts, ends, scores) if x > _NEVER / 2]
       all_scores = np.array([x for *_, x in listed] + [float(predictions['null'][i])] * c.no_answer)
       shares = np.exp(all_scores - all_scores.max(initial=_NEVER))

@@ -146,6 +146,11 @@ class Multilabel:
     found = thresholds.best(windows.of_rows(examples, 'labels'), predictions['probabilities'], self.config.tune)
     return thresholds.attached(dict(predictions), found)
 
+  def ruled(self, examples: Examples, predictions: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The predictions with this run's thresholds, by which any other's task then judges them."""
+    found = np.broadcast_to(self._thresholds(predictions), predictions['probabilities'].shape)
+    return {**predictions, 'thresholds': found}
+
   def _thresholds(self, predictions: Mapping[str, np.ndarray]) -> np.ndarray | float:
     return thresholds.of(self.config.threshold, self.thresholds, predictions)
 

@@ -84,9 +84,13 @@ class Retrieve(Pairs):
     place. Other right answers to the same text stand in nobody's way."""
     return self.resampled(examples, predictions)(np.ones(len(examples), np.int64))
 
+  def ruled(self, examples: Examples, predictions: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """`places` [N] alone, each among this run's own vectors."""
+    return {'places': ranked(predictions['asked'], predictions['answer'], examples.extra['texts'])[0]}
+
   def resampled(self, examples: Examples, predictions: Mapping[str, np.ndarray]) -> counted.Counted:
     """The scalars of `metrics` over rows that stand there so many times; candidates are those of the whole split."""
-    places_N, _ = ranked(predictions['asked'], predictions['answer'], examples.extra['texts'])
+    places_N = predictions['places'] if 'places' in predictions else self.ruled(examples, predictions)['places']
     stats = [np.ones(len(places_N)), *(places_N <= k for k in RECALL_AT), 1 / places_N]
     names = [*self.metric_names]
     return counted.sums(np.stack(stats, 1), lambda s: {n: float(x / s[0]) for n, x in zip(names, s[1:])})

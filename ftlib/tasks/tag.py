@@ -172,8 +172,6 @@ class Tag:
     index = {l: i for i, l in enumerate(self.labels)}
     gold = [self.written(t) if t is not None else [self.labels[0]] * len(r[c.text]) for t, r in zip(given, rows)]
     found = words.encode(tokenizer, [row[c.text] for row in rows], limit=limit, stride=c.stride)
-    if found.cut:
-      notes.append(f'{name}: {found.cut} of {len(rows)} rows are longer than {limit} tokens and were cut into windows')
     if found.unknown:
       notes.append(f'{name}: {found.unknown} words of which the tokenizer knows nothing are read as unknown ones')
     numbers = [np.array([index[t] for t in row], np.int32) for row in gold]

@@ -6,10 +6,11 @@ that a stored run or the data come with. A task whose answers are generated has 
 `judged` besides (`ftlib/tasks/generate.py`): `Run.evaluate` generates, and adds `prediction`. One whose rows may be cut
 into windows (`Examples.windows`) has `combined(examples, predictions)`, those of windows as those of rows, and these
 are what `metrics` and `records` get. One that tunes something on the validation split (`task.threshold`) has
-`tuned(examples, predictions)`, these predictions with it, and a field `thresholds` (`ftlib/thresholds.py`). One that
-takes more than labels from the training rows has `learnt`, {field: value} as JSON has them: they stand with the run,
-and take the place of what `build` gives without rows. Where `HEADLESS` is true, the model needs no new parameters for
-its head.
+`tuned(examples, predictions)`, these predictions with it, and a field `thresholds` (`ftlib/thresholds.py`); one whose
+answers follow from a setting or from other rows has `ruled(examples, predictions)`, these with what was decided, which
+goes before the task's own decision, so that runs of different rules can be compared. One that takes more than labels
+from the training rows has `learnt`, {field: value} as JSON has them: they stand with the run, and take the place of
+what `build` gives without rows. Where `HEADLESS` is true, the model needs no new parameters for its head.
 
 What eval.py and `ftlib.predict` ask of every task has a general answer, and a task may have a better one:
 

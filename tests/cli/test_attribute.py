@@ -1,5 +1,6 @@
 """python -m ftlib.attribute: completeness, rollout by hand from the model's own attention, what is refused."""
 
+import dataclasses
 import json
 import types
 
@@ -66,6 +67,20 @@ def test_shares_sum_to_the_difference_of_logits(model):
   against = attribute.attributed(*model, 'test', [3], method=IG, steps=8, target=other)[0]
   assert against['target'] == other
   assert against['value'] < found[0]['value']
+
+
+def test_a_word_that_the_tokenizer_does_not_know_has_its_share(opened):
+  built, own, frozen = opened
+  rows = built.dataset.splits['test']
+  rows = dataclasses.replace(rows, rows=[{'text': 'good xyzzy film', 'label': 'good'}])
+  examples = built.task.examples(rows, built.tokenizer, limit=built.limit)
+  built = dataclasses.replace(
+    built, examples={'test': examples}, dataset=dataclasses.replace(built.dataset, splits={'test': rows})
+  )
+  (record,) = attribute.attributed(built, own, frozen, 'test', [0], method=IG, steps=4)
+  shares = {text.strip(): weight for text, weight in record['tokens']}
+  assert [*shares] == ['[CLS]', 'good', '[UNK]', 'film', '[SEP]']
+  assert [text for text, weight in shares.items() if weight == 0] == ['[CLS]', '[SEP]']
 
 
 def test_watched_attention_is_that_of_the_model(model):

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from ftlib import analysis, fine_tune, judge, judge_file, run, stream
-from ftlib.analysis import Options
+from ftlib.analysis import Answers, Options
 from ftlib.base.errors import InputError
 from ftlib.evals import bootstrap, calibration, report_data
 from tests import tiny
@@ -63,6 +63,17 @@ def test_intervals_slices_and_a_temperature(told, capsys):
   assert [s.name for s in report_data.read(told).splits] == ['test', 'validation']  # and no split called temperature
 
 
+def test_a_temperature_that_shows_little_is_said_so(told, monkeypatch, capsys):
+  options = Options(bootstrap=0, calibrate='validation')
+  judge.run(str(told), split='validation', checkpoint='last', options=options)
+  assert 'note  the temperature was fitted on these validation rows' in capsys.readouterr().out
+  assert len(stored(told, 'validation')['calibrated']['notes']) == 1
+  monkeypatch.setattr(calibration, 'temperature', lambda *_: 99.9999)
+  judge.run(str(told), split='test', checkpoint='last', options=options)
+  assert 'note  the temperature stands at a bound of its range' in capsys.readouterr().out
+  assert len(stored(told)['calibrated']['notes']) == 1
+
+
 def test_nothing_of_it_where_it_is_not_wanted(told, capsys):
   judge.run(str(told), split='test', checkpoint='last', options=Options(bootstrap=0))
   found = stored(told)
@@ -93,10 +104,11 @@ def test_another_run(told, trained, tmp_path, capsys):
   assert test['only_here'] - test['only_there'] == round(24 * one['difference'])
   assert f'against {other}, on the same rows' in said
   assert 'McNemar (exact)' in said
-  built = [judge.opened(str(told), 'test', 'last')[0] for _ in range(2)]
-  built[1].dataset.splits['test'] = built[1].dataset.splits['validation']
-  with pytest.raises(InputError, match=r'its test rows are not those of this run \(32 and 24\)'):
-    analysis.compared((built[0], None, {}), (built[1], None, {}), 'test', options)
+  built = judge.opened(str(told), 'test', 'last')[0]
+  splits = [built.dataset.splits[name] for name in ('test', 'validation')]
+  pair = [Answers(built, None, {}, rows, analysis.keys(built, rows), rows.where, None) for rows in splits]
+  with pytest.raises(InputError, match=r'its rows are not those of this run \(32 and 24\)[^?]*validation\.jsonl:1'):
+    analysis.compared(*pair, options)
   with pytest.raises(InputError, match='--against=nowhere: there is no such folder'):
     judge.run(str(told), split='test', checkpoint='last', options=Options(against='nowhere'))
 
@@ -125,6 +137,46 @@ def test_a_file_is_judged_as_the_split_is(told, tmp_path, monkeypatch, capsys):
   assert 'fresh, checkpoint 6, 24 rows' in capsys.readouterr().out
 
 
+def test_a_file_with_a_temperature_and_another_run(told, tmp_path, monkeypatch, capsys):
+  other = tmp_path / 'other'
+  shutil.copytree(told, other)
+  (other / 'checkpoints' / '6').rename(tmp_path / 'gone')
+  path = tmp_path / 'fresh.jsonl'
+  path.write_bytes((told.parent / 'test.jsonl').read_bytes())
+  options = Options(bootstrap=20, calibrate='validation', against=str(other))
+  judge.run(str(told), split='test', checkpoint='last', options=options)
+  want = stored(told)
+  monkeypatch.setattr(stream, 'PIECE', 7)
+  judged = lambda **more: judge_file.run(  # noqa: E731
+    **{'workdir': str(told), 'file': str(path), 'checkpoint': 'last', 'skip': False, 'options': options, **more}
+  )
+  judged()
+  found = stored(told, 'fresh')
+  assert found['calibrated'] == pytest.approx(want['calibrated'], abs=1e-5)
+  assert found['against']['mcnemar'] == want['against']['mcnemar']
+  for name in ('accuracy', 'f1_macro'):
+    got, wanted = (one['against']['metrics'][name] for one in (found, want))
+    assert got.pop('interval') == pytest.approx(wanted.pop('interval'), abs=1e-5)
+    assert got == pytest.approx(wanted, abs=1e-5)
+  assert f'against {other}, on the same rows' in capsys.readouterr().out
+  with pytest.raises(InputError, match='was fitted on validation; say --calibrate=validation'):
+    judged(options=Options(calibrate='test'))
+  with pytest.raises(InputError, match='is of checkpoint 6, and the answers are of 3'):
+    judged(checkpoint='3', options=Options(calibrate='validation'))
+  with pytest.raises(InputError, match='--against with --file=-: each run reads'):
+    judged(file='-')
+  with pytest.raises(InputError, match='--against=nowhere: there is no such folder'):
+    judged(options=Options(against='nowhere'))
+
+
+def test_long_rows_of_a_file_are_counted(told, tmp_path, capsys):
+  rows = [{'text': 'good film ' * n, 'label': 'good'} for n in (1, 30, 2, 30)]
+  (tmp_path / 'long.jsonl').write_text(''.join(json.dumps(r) + '\n' for r in rows))
+  judge_file.run(str(told), file=str(tmp_path / 'long.jsonl'), checkpoint='last', skip=False, options=Options(0))
+  assert stored(told, 'long')['truncated'] == 2
+  assert 'note  long: 2 of 4 rows (50.0%) were cut to 40 tokens' in capsys.readouterr().out
+
+
 def test_files_that_cannot_be_judged(told, tmp_path):
   def judged(data, name='a.jsonl', **options):
     (tmp_path / name).write_text(data)
@@ -137,8 +189,6 @@ def test_files_that_cannot_be_judged(told, tmp_path):
     judged('{"text": "a"}\n')
   with pytest.raises(InputError, match=r'a\.jsonl:1: "label" is null[^?]*--on_bad_row=skip'):
     judged('{"text": "a", "label": null}\n')
-  with pytest.raises(InputError, match='--calibrate is for splits'):
-    judged('', calibrate='validation')
   with pytest.raises(InputError, match=r'--file=.*there is no such file'):
     judge_file.run(str(told), file='gone.csv', checkpoint='last', skip=False, options=Options())
   assert sorted((told / 'eval').iterdir()) == before  # nothing is left half written

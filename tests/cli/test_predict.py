@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from ftlib import judge, predict, stream
+from ftlib.analysis import Options
 from ftlib.base.errors import InputError
 from ftlib.data.incoming import Incoming
 from ftlib.data.sources import Rows
@@ -86,12 +87,12 @@ def test_rows_are_let_go(source, tmp_path, monkeypatch):
   alive, most, pieces = [], 0, 0
   checked = stream.Stream.checked
 
-  def counted(self, rows: Rows):
+  def counted(self, rows: Rows, unusable):
     nonlocal most, pieces
     gc.collect()
     alive[:] = [r for r in alive if r() is not None] + [weakref.ref(rows)]
     most, pieces = max(most, len(alive)), pieces + 1
-    return checked(self, rows)
+    return checked(self, rows, unusable)
 
   monkeypatch.setattr(stream.Stream, 'checked', counted)
   lines = []
@@ -114,6 +115,27 @@ def test_bad_rows(answers, source, trained):
     answers('a.jsonl', '{"text": 3}\n')
 
 
+def test_bad_rows_are_counted_over_the_whole_file(answers, source, monkeypatch):
+  monkeypatch.setattr(stream, 'PIECE', 20)
+  texts = [r['text'] for r in tiny.rows(41, 1)]
+  lines = lambda bad: ''.join(json.dumps({'text': '' if i in bad else t}) + '\n' for i, t in enumerate(texts))  # noqa: E731
+  skipping = lambda: dataclasses.replace(source, skip=True, notes=[])  # noqa: E731
+  own = skipping()
+  assert len(answers('a.jsonl', lines([3, 40]), own=own)) == 39  # the last is a piece of its own
+  assert any('2 of 41 rows skipped, the first' in note and 'a.jsonl:4' in note for note in own.notes)
+  with pytest.raises(InputError, match=r'3 of 41 rows cannot be used, more than the 5% that --on_bad_row=skip'):
+    answers('a.jsonl', lines([3, 5, 40]), own=skipping())
+  with pytest.raises(InputError, match=r'1 of 41 rows cannot be used:[^?]*a\.jsonl:41[^?]*with --on_bad_row=skip'):
+    answers('a.jsonl', lines([40]))
+
+
+def test_rows_that_are_cut_are_counted_over_the_whole_file(answers, source, monkeypatch):
+  monkeypatch.setattr(stream, 'PIECE', 2)
+  own = dataclasses.replace(source, notes=[])
+  answers('a.txt', '\n'.join(['good film ' * n for n in (1, 30, 2, 30, 3)]), own=own)
+  assert own.notes == ['a: 2 of 5 rows (40.0%) were cut to 40 tokens']
+
+
 def test_the_program(trained, tmp_path, monkeypatch, capsys):
   flags = given(workdir=str(trained.folder), input=str(tmp_path / 'in.txt'), output=str(tmp_path / 'out.jsonl'))
   monkeypatch.setattr('absl.flags.FLAGS', flags)
@@ -121,7 +143,7 @@ def test_the_program(trained, tmp_path, monkeypatch, capsys):
     predict.main()
   (tmp_path / 'in.txt').write_text('a good film\n\na bad film\n')
   flags.calibrated = True
-  with pytest.raises(InputError, match=r'temperature\.json is not there; python eval\.py .*--calibrate=validation'):
+  with pytest.raises(InputError, match=r'temperature\.json is not there; [^?]*eval\.py .*--calibrate=validation'):
     predict.main()
   assert sorted(p.name for p in tmp_path.iterdir()) == ['in.txt']
   flags.calibrated = False
@@ -146,14 +168,20 @@ def test_a_temperature(answers, source):
     want = calibration.scaled(np.array([[*p['probabilities'].values()]]), 4.0)[0]
     assert [*c['probabilities'].values()] == pytest.approx(want, abs=1e-5)
     assert c['prediction'] == p['prediction']
-  task, surest = source.run.task, max((p['probabilities']['good'] for p in plain), key=lambda x: abs(x - 0.5))
-  between = str((surest + 0.5) / 2)  # what is as warm as can be, at 0.5, lies on its other side
-  strict = dataclasses.replace(task, config=dataclasses.replace(task.config, threshold=between))
-  run = dataclasses.replace(source.run, task=strict)
-  run.__dict__['eval_step'] = source.run.eval_step
-  own = dataclasses.replace(source, run=run)
-  plain, cooled = (answers('a.txt', 'a good film\na film', own=own, temperature=t) for t in (None, 100.0))
-  assert [c['prediction'] for c in cooled] == [p['prediction'] for p in plain]
+
+
+def test_a_temperature_is_of_one_checkpoint_and_of_the_most_probable_class(source, copied):
+  place = str(copied)
+  judge.run(place, split='validation', checkpoint='2', options=Options(bootstrap=0, calibrate='validation'))
+  fitted = json.loads((copied / 'eval' / 'temperature.json').read_text())
+  assert predict.stored_temperature(source, place, 2) == fitted['temperature']
+  with pytest.raises(InputError, match=r'is of checkpoint 2, and the answers are of 4\nTake --checkpoint=2, or fit'):
+    predict.stored_temperature(source, place, 4)
+  task = source.run.task
+  strict = dataclasses.replace(task, config=dataclasses.replace(task.config, threshold='0.7'))
+  own = dataclasses.replace(source, run=dataclasses.replace(source.run, task=strict))
+  with pytest.raises(InputError, match=r'--calibrated: .*\(task\.threshold=0\.7\).* would contradict its predictions'):
+    predict.stored_temperature(own, place, 2)
 
 
 def test_answers_that_are_texts(source):

@@ -105,7 +105,7 @@ FAULTS = {
   'fields': ('a.csv', 'text,b\nx,y\nx\n', ':3: 1 fields, but the header has 2'),
   'quote': ('a.csv', 'text,b\n"x,y\n', ':2: a quoted field'),
   'nul': ('a.txt', 'a\nb\0c\n', ':2: the character'),
-  'bytes': ('a.txt', b'a\nb\xff\n', 'not utf-8'),
+  'bytes': ('a.txt', b'a\nb\xff\n', 'a.txt:2: not utf-8'),
   'empty': ('a.txt', '\n\n', 'holds no rows, but 2 empty lines'),
   'nothing': ('a.jsonl', '', 'holds no rows'),
   'header': ('a.csv', 'text\n', 'holds no rows'),
@@ -127,7 +127,7 @@ def test_files_that_are_not_there(tmp_path):
   written(tmp_path, 'rows.jsonl', '')
   with pytest.raises(InputError, match=r'--input=.*row\.jsonl: there is no such file; did you mean "rows.jsonl"'):
     Incoming(str(tmp_path / 'row.jsonl'), ['text'])
-  with pytest.raises(InputError, match='is a folder'):
+  with pytest.raises(InputError, match=r'is a folder; give a file of it$'):
     Incoming(str(tmp_path), ['text'], field='--file')
   with pytest.raises(InputError, match='--format=josnl is none of txt, jsonl, csv, tsv; did you mean "jsonl"'):
     Incoming('-', ['text'], format='josnl')
@@ -135,3 +135,11 @@ def test_files_that_are_not_there(tmp_path):
   with pytest.raises(InputError, match='--encoding=utf-9'):
     read(path, encoding='utf-9')
   assert incoming.PIECE >= 256  # rows of like length are batched together
+
+
+def test_the_line_of_a_byte_behind_the_first_chunk(tmp_path):
+  data = b'a fine film\n' * 5000 + b'half a line \xff\n'
+  with pytest.raises(InputError, match=r'a\.txt:5001: not utf-8 .*set --encoding='):
+    read(written(tmp_path, 'a.txt', data))
+  with pytest.raises(InputError, match=r'a\.csv:3: not utf-8 .*set data\.encoding of the run'):
+    read(written(tmp_path, 'a.csv', b'text\nb\n\xff\n'), field='--file')

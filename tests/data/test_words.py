@@ -45,7 +45,7 @@ def test_pieces_and_first_pieces_are_those_of_transformers(bert):
     assert found.places[i].tolist() == [[0, ids.index(w)] for w in range(len(row))]
     first += len(row)
   assert (found.own == (found.word >= 0)).all()
-  assert found.cut == found.unknown == 0
+  assert found.tokens.truncated == found.unknown == 0
 
 
 def test_byte_level_words_have_their_space(byte_level, tmp_path):
@@ -82,7 +82,7 @@ def test_windows_hold_whole_words_and_each_is_answered_once(bert, stride):
   found = words.encode(bert, ROWS, limit=limit, stride=stride)
   lengths = found.tokens.lengths
   assert lengths.max() <= limit
-  assert found.cut == 1
+  assert found.tokens.truncated == 1
   assert found.rows.tolist() == sorted(found.rows)
   assert np.bincount(found.word[found.own]).tolist() == [1] * sum(map(len, ROWS))
   whole = bert(ROWS[2], is_split_into_words=True)

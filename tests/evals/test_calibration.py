@@ -56,6 +56,13 @@ def test_a_temperature_is_found_again():
     np.testing.assert_array_equal(calibration.scaled(p, found).argmax(1), p.argmax(1))
 
 
+def test_a_temperature_at_its_bound():
+  labels = np.array([0, 1] * 20)
+  wrong = np.where(np.eye(2)[labels] == 1, 0.1, 0.9)
+  assert calibration.at_bound(calibration.temperature(labels, wrong))
+  assert not calibration.at_bound(calibration.temperature(*drawn(N=200)))
+
+
 def test_options_that_are_not_there_do_not_count():
   labels, p = drawn(N=4000, sharp=3.0)
   wide = np.concatenate([p, np.zeros((4000, 2))], 1)

@@ -27,6 +27,7 @@ MORE = {
     'ece_adaptive': 0.03,
     'brier': 0.39,
     'nll': 0.4,
+    'notes': [f'fitted on these {EVIL}'],
   },
   'against': {
     'run': f'runs/{EVIL}',

@@ -2,13 +2,14 @@
 
 import json
 import re
+import tracemalloc
 import xml.etree.ElementTree as ET
 
 import matplotlib
 import numpy as np
 import pytest
 
-from ftlib.evals import plots, plots_classes, report_data, report_page
+from ftlib.evals import plots, plots_classes, report_data, report_multilabel, report_page, report_spans, report_tags
 from ftlib.evals import report_format as fmt
 from ftlib.evals.report_data import Judged
 
@@ -43,7 +44,32 @@ def test_line_separators_inside_a_text_are_no_line_ends(tmp_path):
   (tmp_path / 'eval' / 'test_predictions.jsonl').write_text(
     json.dumps(row, ensure_ascii=False) + '\n', encoding='utf-8'
   )
-  assert report_data.read(tmp_path).splits[0].rows == [row]
+  assert [*report_data.read(tmp_path).splits[0].rows] == [row]
+
+
+@pytest.mark.parametrize('kind', ['class', 'tags', 'labels', 'spans', 'scores'])
+def test_texts_are_not_held(tmp_path, kind):
+  own = {
+    'class': {'label': 'a', 'prediction': 'b', 'probabilities': [0.2, 0.8]},
+    'tags': {'tokens': ['x'], 'label': ['B-A'], 'prediction': ['O'], 'entities': []},
+    'labels': {'label': ['a'], 'prediction': ['b'], 'probabilities': [0.2, 0.8]},
+    'spans': {'label': 'w', 'prediction': 'v', 'n_best': [], 'context': 'v w', 'exact_match': 0, 'probability': 0.5},
+    'scores': {'label': 1.0, 'prediction': 2.0},
+  }[kind]
+  (tmp_path / 'eval').mkdir()
+  record = {'metrics': {}, 'labels': [] if kind in ('spans', 'scores') else ['a', 'b']}
+  (tmp_path / 'eval' / 'test.json').write_text(json.dumps(record))
+  with (tmp_path / 'eval' / 'test_predictions.jsonl').open('w') as f:
+    f.writelines(json.dumps({'id': i, **own, 'text': f'{i} ' + 'word ' * 2000}) + '\n' for i in range(300))
+  tracemalloc.start()
+  [split] = report_data.read(tmp_path).splits
+  found = [module.examples(split) for module in (report_spans, report_tags, report_multilabel)]
+  most = tracemalloc.get_traced_memory()[1]
+  tracemalloc.stop()
+  assert len(split.rows) == 300
+  assert (split.judged is not None, split.scored is not None) == (kind == 'class', kind == 'scores')
+  assert [bool(x) for x in found] == [kind == 'spans', kind == 'tags', kind == 'labels']
+  assert most < 1e6  # of 3 MB
 
 
 def test_splits_come_with_test_first(tmp_path):

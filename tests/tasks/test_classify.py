@@ -135,9 +135,7 @@ def test_windows_are_answered_by_row(built, tmp_path):
   assert again.evaluate(own, frozen, 'test')[0]['thresholds'] == {'good': at}
   refused(lambda: thresholds.read(built, tmp_path, 6, split='test'), 'no thresholds of checkpoint 6')
   asked = stream.Stream(again, own, frozen)
-  refused(
-    lambda: predict.stored_temperature(asked, str(tmp_path)), '--calibrated', 'tuned on probabilities as they are'
-  )
+  refused(lambda: predict.stored_temperature(asked, str(tmp_path), 5), '--calibrated', '(task.threshold=tuned)')
   # what the run is asked later is cleaned as its data, has neither label nor weight, and may be long
   data = dataclasses.replace(built.settings.data, clean='html,whitespace')
   again = dataclasses.replace(again, settings=dataclasses.replace(built.settings, data=data))

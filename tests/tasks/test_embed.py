@@ -104,6 +104,16 @@ def test_a_run_without_its_data_says_the_same(config, data, tmp_path, change):
   refused(lambda: stream.of_run(str(tmp_path / 'run')), 'run.json lacks', 'between, metric, span', 'train.py --config=')
 
 
+def test_long_texts_are_counted_by_rows(config, tmp_path):
+  rows = [{'text_a': 'good ' * 60, 'text_b': 'bad ' * (60 if i % 2 else 1), 'score': i % 6} for i in range(5)]
+  rows += [{'text_a': 'good', 'text_b': 'bad', 'score': 1}] * 6
+  for split in ('train', 'validation'):
+    (tmp_path / f'{split}.jsonl').write_text(''.join(json.dumps(r) + '\n' for r in rows))
+  for task in ('embed', 'retrieve'):
+    built = run.build(config(task, data__path=str(tmp_path), train__max_length=0), split='train')
+    assert any('train: 5 of 11 rows (45.5%) were cut to 40 tokens' in note for note in built.notes)
+
+
 def test_two_scores_are_judged_as_classes_too():
   """Paraphrases or not: the higher of two scores is the class that is looked for, whatever the numbers are."""
   rows = [{'score': s} for s in (3.0, 1.0, 3.0)]

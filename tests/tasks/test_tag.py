@@ -173,6 +173,17 @@ def test_a_broken_row_is_named(bert):
 # Windows, and the way back to words.
 
 
+def test_long_rows_are_counted(tiny_bert, tmp_path):
+  rows = [*gold_tag.rows(7, 0), {'tokens': ['good'] * 60, 'tags': ['O'] * 60}]
+  (tmp_path / 'train.jsonl').write_text(''.join(json.dumps(r) + '\n' for r in rows))
+  (tmp_path / 'validation.jsonl').write_text(''.join(json.dumps(r) + '\n' for r in rows[-2:]))
+  one = run.build(tag_config(tiny_bert, tmp_path), split='validation')
+  assert one.examples['validation'].tokens.truncated == 1  # which eval/<split>.json says
+  assert [n for n in one.notes if '60' in n or 'windows' in n] == [
+    'validation: 1 of 2 rows (50.0%) were made into 3 windows of 40 tokens'
+  ]
+
+
 def say(task, examples, chosen):
   """The answers for rows, where those of documents are `chosen(document, token)`, (label, confidence)."""
   lengths = examples.tokens.lengths
@@ -186,7 +197,7 @@ def test_every_word_is_answered_by_the_window_that_is_its_own(bert):
   rows = rows_of([*NER, (words, ['O'] * 11 + ['B-UP'])])
   task = built(repair='none', stride=2)
   examples = task.examples(rows, bert, limit=8)
-  assert any('1 of 3 rows are longer than 8 tokens and were cut into windows' in n for n in examples.notes)
+  assert examples.tokens.truncated == 1  # of rows
   assert len(examples) == len(examples.windows) == 5
   assert examples.per_token['weights'].sum() == 4 + 3 + 12
   assert examples.per_token['chain'].sum() > 4 + 3 + 12

@@ -41,9 +41,27 @@ def encode(x: jax.Array, values: np.ndarray) -> tuple[jax.Array, jax.Array]:
   x = jnp.pad(x, ((0, 0), (0, blocks(size) * BLOCK - size))).reshape(x.shape[0], -1, BLOCK)
   scales = jnp.abs(x).max(-1)
   x = x / jnp.where(scales > 0, scales, 1)[..., None]
-  codes = jnp.searchsorted(jnp.asarray((values[1:] + values[:-1]) / 2), x)
+  codes = nearest(x, values)
   codes = jnp.maximum(codes, x > 0) if values[0] == 0 else codes
   return codes.reshape(x.shape[0], -1)[:, :size].astype(jnp.uint8), scales
+
+
+def nearest(x: jax.Array, values: np.ndarray) -> jax.Array:
+  """int32: which of the sorted `values` is nearest to each number, the lower of two as near.
+
+  The upper 16 bits of a float32 say behind which edges between values it lies, but for one or two, which are compared.
+  (`jnp.searchsorted` reads eight edges one after the other: 12 times as slow on a CPU.)
+  """
+  edges = (values[1:] + values[:-1]) / 2
+  words = np.arange(2**16, dtype=np.uint32) << 16
+  ends = np.stack([words, words + 0xFFFF]).view(np.float32)
+  ends = np.where(np.isfinite(ends), ends, np.float32(np.inf))
+  behind = np.sort(np.searchsorted(edges, ends), 0)
+  codes = jnp.asarray(behind[0])[jax.lax.bitcast_convert_type(x, jnp.uint32) >> 16]
+  padded = jnp.asarray(np.append(edges, np.float32(np.inf)))
+  for _ in range((behind[1] - behind[0]).max()):
+    codes += padded[codes] < x
+  return codes
 
 
 def decode(codes: jax.Array, scales: jax.Array, values: np.ndarray) -> jax.Array:

@@ -109,7 +109,9 @@ def test_component_names_go_to_the_recipe(given):
   plain, _ = given(CONFIG)
   config, _ = given('--config.method.name=full', CONFIG, '--config.optim.name=sgd', '--config.optim.momentum=0.5')
   assert plain['optim']['learning_rate'] == 1e-3
-  assert config['optim']['learning_rate'] == 5e-5  # the recipe's own choice for full fine-tuning
+  assert (
+    config['optim']['learning_rate'] == 5e-4
+  )  # the recipe's choice for full fine-tuning, and ten times as much with sgd
   assert config['method'] == {'name': 'full', 'target': '', 'also': '^head/'}
   assert (config['optim']['name'], config['optim']['momentum']) == ('sgd', 0.5)
   assert 'b1' not in config['optim']

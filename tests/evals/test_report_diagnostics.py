@@ -15,7 +15,7 @@ LANDSCAPE = {'update': 0.003, 'distance': X, 'loss': [1.0 + (x - 0.025) ** 2 for
 def history(groups, zeros=0.0):
   rows = []
   for step in (10, 20, 30):
-    values = {f'{q}/{g}': step / 7 for q in diagnostics.QUANTITIES[:-1] for g in groups}
+    values = {f'{q}/{g}': step / 7 for q in ('learning_rate', *diagnostics.QUANTITIES[:-1]) for g in groups}
     rows.append({'step': step, 'split': 'train', 'loss': 1.0, **values, **{f'zeros/{g}': zeros for g in groups}})
   rows += [{'step': s, 'split': 'validation', 'loss': 1.0, 'hessian_trace': 5.0 * s} for s in (15, 30)]
   return rows
@@ -30,14 +30,14 @@ def test_page(tmp_path):
   for words in ('Curvature', 'Loss along the last update', '0.003 back', '2 without an update', 'default'):
     assert words in page
   assert '<b>' not in page
-  assert page.count('<svg') == len(diagnostics.QUANTITIES) + 3  # and loss, curvature, landscape
+  assert page.count('<svg') == len(diagnostics.QUANTITIES) + 4  # and rates, loss, curvature, landscape
 
 
 def test_only_what_was_logged_is_drawn():
   rows = history(['default'])
   titles = [c.title for c in plots_diagnostics.curves({'train': rows[:3], 'validation': rows[3:]})]
   assert 'Exact zeros' not in titles  # all 0
-  assert len(titles) == len(diagnostics.QUANTITIES)
+  assert len(titles) == len(diagnostics.QUANTITIES) + 1
   assert list(plots_diagnostics.curves({'train': [{'step': 1, 'loss': 1.0, 'grad_norm': 2.0}]})) == []
   assert list(plots_diagnostics.curves({})) == []
 

@@ -144,6 +144,18 @@ def test_tables_of_eight_bits():
   np.testing.assert_allclose(blockwise.table('linear', signed=False)[[0, 51, 255]], [0, 0.2, 1])
 
 
+@pytest.mark.parametrize('kind', ['dynamic', 'linear'])
+@pytest.mark.parametrize('signed', [True, False])
+def test_the_nearest_value_is_found_without_a_search(kind, signed):
+  """As by a search: everywhere, at every edge and next to it, from zeros of both signs to beyond the ends."""
+  rng, values = np.random.default_rng(0), blockwise.table(kind, signed=signed)
+  edges = (values[1:] + values[:-1]) / 2
+  x = [rng.uniform(-1.1, 1.1, 5000), rng.choice([-1, 1], 5000) * 10 ** rng.uniform(-12, 0.1, 5000), [0.0, -0.0]]
+  x += [edges, np.nextafter(edges, np.float32(2)), np.nextafter(edges, np.float32(-2)), values]
+  x = np.concatenate(x).astype(np.float32)
+  np.testing.assert_array_equal(blockwise.nearest(jnp.asarray(x), values), np.searchsorted(edges, x))
+
+
 def test_blocks_are_of_256_numbers_with_a_scale_each():
   values = blockwise.table('dynamic', signed=True)
   x = np.zeros((2, 600), np.float32)

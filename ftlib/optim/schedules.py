@@ -74,10 +74,10 @@ def build(fields: Schedule, *, peak: float, total: int, where: str = 'optim') ->
   if fields.schedule not in NAMES:
     known = f'{did_you_mean(fields.schedule, NAMES)}\n  known: {", ".join(NAMES)}'
     raise InputError(f'{where}.schedule={fields.schedule!r} is no schedule{known}')
-  warmup = _warmup(fields, total, where)
-  if fields.schedule in RISING:
+  if fields.schedule in RISING:  # from its own beginning, whatever the warmup
     factor = _rising(fields, total, where)
   else:
+    warmup = _warmup(fields, total, where)
     decay = _decay(fields, warmup, total, where)
     decay = decay if fields.final == 0 else _above(decay, fields.final)
     factor = optax.join_schedules([optax.linear_schedule(0.0, 1.0, warmup), decay], [warmup]) if warmup else decay

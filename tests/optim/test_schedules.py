@@ -71,6 +71,12 @@ def test_one_cycle_is_that_of_optax():
   np.testing.assert_allclose(ours(steps), [float(theirs(t)) for t in steps], rtol=1e-4, atol=1e-9)
 
 
+@pytest.mark.parametrize('name', ['one_cycle', 'slanted', 'cyclical'])
+def test_what_rises_by_itself_takes_no_warmup(name):
+  plain, warmed = (build(Schedule(name, warmup_steps=n, cycles=1), peak=0.1, total=8) for n in (None, 20))
+  np.testing.assert_array_equal(plain(np.arange(8)), warmed(np.arange(8)))
+
+
 def test_restarts_are_those_of_optax():
   """Cycles of 10, 20 and 40 steps."""
   ours = build(Schedule('cosine_restarts', warmup=0.0, cycle_growth=2.0, final=0.1), peak=0.5, total=70)

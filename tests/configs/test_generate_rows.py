@@ -33,7 +33,8 @@ def model(tmp_path_factory):
 def test_they_are_read(model, tmp_path, train, validation, flags, answers):
   for split, block in (('train', train), ('validation', validation)):
     (tmp_path / f'{split}.jsonl').write_text(''.join(json.dumps(r) + '\n' for r in BLOCKS[block]))
-  c = config_file.load(f'{ROOT}/configs/generate.py:data={tmp_path},model={model}', [*flags.items()])
+  named = ',references=references' if not train else ''
+  c = config_file.load(f'{ROOT}/configs/generate.py:data={tmp_path},model={model}{named}', [*flags.items()])
   c.train.max_length, c.mesh.shape, c.train.eval_batch_size, c.task.max_new_tokens = 120, 'data=1', 3, 8
   built = run.build(c)
   rows = built.dataset.splits['validation']

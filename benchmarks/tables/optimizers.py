@@ -312,7 +312,7 @@ def plot(rows: Sequence[Row]) -> str:
         )
     axes.set(xlabel='accuracy on validation, mean and deviation of the seeds', yticks=range(len(names)))
     axes.set_yticklabels(names)
-    axes.legend(loc='lower right')
+    axes.legend(loc='upper left')
 
   svg = plots.render('optimizers', paint, size=(6.4, 1.2 + 0.28 * len(names)))
   space = 'xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink"'

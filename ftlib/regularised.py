@@ -42,7 +42,7 @@ def with_dropout(arch: Any, s: Settings) -> Any:
 
   Raises `InputError` where it has none of that kind.
   """
-  names = {f.name for f in dataclasses.fields(arch) if f.name.endswith('dropout')}
+  names = _dropouts(arch)
   kinds = {'attention_dropout': names & {'attention_dropout'}, 'dropout': names - {'attention_dropout'}}
   rates = {}
   for field, found in kinds.items():
@@ -51,6 +51,11 @@ def with_dropout(arch: Any, s: Settings) -> Any:
       raise InputError(f'model.{field}={rate}: the model has no such dropout; leave it out')
     rates |= {} if rate is None else dict.fromkeys(found, rate)
   return dataclasses.replace(arch, **rates)
+
+
+def _dropouts(arch: Any) -> set[str]:
+  """The fields of an architecture that are rates of dropout."""
+  return {f.name for f in dataclasses.fields(arch) if f.name.endswith('dropout')}
 
 
 def is_private(s: Settings) -> bool:
@@ -170,7 +175,7 @@ def _changing(run: Run) -> list[str]:
     return []
   size, rows, arch = run.settings.train.batch_size, len(run.examples.get('train', ())), run.method.model.config
   why = [f'these have other rows each time (train.batch_size={size} of {rows})'] if size < rows else []
-  rates = [getattr(arch, f.name) for f in dataclasses.fields(arch) if f.name.endswith('dropout')]
+  rates = [getattr(arch, name) for name in _dropouts(arch)]
   why += [f'the model drops up to {max(rates):g} of its numbers (model.dropout, model.attention_dropout)'] * any(rates)
   return [
     f'optim.name=lbfgs learns the curvature from how gradients change between steps, and {reason}: it is for a head '

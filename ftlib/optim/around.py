@@ -74,8 +74,6 @@ def soft_threshold(x: jax.Array, limit: jax.Array) -> jax.Array:
 def depths(name: str, top: int) -> list[int]:
   """How far below the top layer, whose number is `top`, a parameter is: one number, or one a layer of a stack. The
   embeddings are one further than layer 0; what else is in no layer, heads and last norms, is at 0."""
-  found = re.match(r'layers/(\d+)(?::(\d+))?/', name)
-  if found is None:
+  if not name.startswith('layers/'):
     return [top + 1 if name.startswith('embed') else 0]
-  first = int(found[1])
-  return [top - i for i in range(first, int(found[2] or first + 1))]
+  return [top - int(n.split('/')[1]) for n in trees.members(name)]

@@ -46,9 +46,11 @@ def hooks(run: Run, workdir: pathlib.Path, evaluate: Evaluations) -> loop.Hooks:
   parts = run.optimizer.parts
   lowered = {group for group, part in parts.items() if part.config.schedule == 'plateau'}
   every = run.settings.train.diagnostics != 'none'
+  steps = np.arange(run.steps, dtype=np.int32)
+  rates_S = {group: np.asarray(part.schedule(steps)) for group, part in parts.items()}
 
   def rates(step: int, scale: float) -> dict[str, float]:
-    return {group: float(part.schedule(step)) * (scale if group in lowered else 1.0) for group, part in parts.items()}
+    return {group: float(rate_S[step]) * (scale if group in lowered else 1.0) for group, rate_S in rates_S.items()}
 
   def groups(table: np.ndarray) -> dict[str, float]:
     found = diagnostics.named(table, [*run.optimizer.members])

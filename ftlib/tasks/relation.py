@@ -128,7 +128,10 @@ class Relation(classify.Classify):
     )
     extra = {**self.labelled(rows), 'marks': found.marks}
     what = {'unused': 'unused tokens of the vocabulary', 'text': 'the characters $ and #'}[found.kind]
-    return Examples(found.tokens, extra, notes=[f'entities are marked by {what}'])
+    notes = [f'entities are marked by {what}']
+    if self.config.other not in ('', *(relations.relation(str(label)) for label in self.labels)):
+      notes.append(f'no label is {self.config.other!r} (task.other), so the scores are over all relations')
+    return Examples(found.tokens, extra, notes=notes)
 
   def _scores(self, examples: Examples, predictions: Mapping[str, np.ndarray], counts_N: Any = None) -> dict[str, Any]:
     labels_N, said_N = examples.extra['labels'], predictions['probabilities'].argmax(1)

@@ -235,3 +235,11 @@ def test_the_label_that_is_no_relation_is_one_of_training():
   refused(lambda: make('none', 2), 'task.other=none')
   assert [make(*given).labels[0] for given in (('Other',), ('Other', 2), ('',), ('Cause-Effect',))] == labels[:1] * 4
   assert relation.build(relation.Config(other='othr'), train=[], known=labels).labels == labels  # to predict
+
+
+def test_training_without_the_label_that_is_no_relation_is_told(bert):
+  rows = [{'text': TEXT, 'label': label} for label in ('Cause-Effect(e1,e2)', 'Cause-Effect(e2,e1)', 'Other')]
+  make = lambda other, n: relation.build(relation.Config(other=other), train=rows[:n], known=None)  # noqa: E731
+  notes = lambda *given: make(*given).examples(rows[: given[1]], bert, limit=16).notes[1:]  # noqa: E731
+  assert notes('Other', 2) == ["no label is 'Other' (task.other), so the scores are over all relations"]
+  assert notes('Other', 3) == notes('', 2) == []

@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import os
+import pathlib
+import re
+import subprocess
+import sys
 import types
 
 import jax
@@ -16,6 +21,17 @@ from ftlib.base import lookup, trees
 from ftlib.optim import check
 from ftlib.optimizer_contract import Broken, Finding
 from ftlib.optimizer_trial import Subject
+
+DEVICES = """import dataclasses, os
+import jax
+from ftlib.base.errors import InputError
+
+@dataclasses.dataclass(frozen=True)
+class Config: ...
+
+def build(config, info):
+  raise InputError(f'{jax.device_count()} {jax.default_backend()} {os.environ["XLA_FLAGS"]}')
+"""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,6 +58,11 @@ def plain(update, **more) -> Subject:
 
 def times(factor):
   return lambda grads: jax.tree.map(lambda g: g * factor, grads)
+
+
+def unbiased(decay) -> Subject:
+  """It corrects a bias in the dtype of the gradients."""
+  return plain(lambda grads: jax.tree.map(lambda g: g / (1 - jnp.asarray(decay, g.dtype)), grads))
 
 
 def impure() -> Subject:
@@ -107,12 +128,15 @@ FAULTS = {
   'not finite': ('jit', plain(lambda g: jax.tree.map(lambda x: jnp.log(-jnp.abs(x)), g)), 'not finite'),
   'state of another dtype': ('jit', counter(1, jnp.float32), 'was int32[], is float32[]'),
   'state without names': ('sharded, 8 devices', momentum(lambda n: n.replace('/', '.')), 'lies whole on every device'),
+  'another program on 8 devices': ('sharded, 8 devices', impure(), 'off the steps of one device'),
   'update in float16': (
     'bf16 parameters',
     plain(lambda g: jax.tree.map(lambda x: x.astype(jnp.float16), g)),
     'is float16',
   ),
   'state promoted': ('bf16 parameters', momentum(lambda n: n, lambda x: jnp.float32), 'was bfloat16'),
+  'decay that is 1 in bfloat16': ('bf16 parameters', unbiased(0.999), 'not finite with bfloat16'),
+  'decay that is another in bfloat16': ('bf16 parameters', unbiased(0.99), '% off'),
   'groups share something': ('masked groups', crossed(), 'off its steps alone'),
   'an error of its own': ('masked groups', plain(lambda g: g['no such']), 'it raised an error'),
   'state in Python': ('checkpoint, resume', forgetful(), 'differs after resuming at step 2'),
@@ -176,6 +200,13 @@ def test_times_are_taken_in_turns():
   assert calls == ['a', 'b'] * 5
 
 
+def test_an_update_is_timed_over_adamws():
+  sines = lambda grads: jax.tree.map(lambda g: jax.lax.fori_loop(0, 20, lambda _, x: jnp.sin(x), g), grads)  # noqa: E731
+  told = optimizer_contract.duration(plain(sines), rounds=1, seconds=0.0)
+  ratio = re.fullmatch(r'([\d.]+) x adamw \([\d.]+ ms for 1\.2M parameters, CPU\)', told)[1]
+  assert float(ratio) > 1
+
+
 def test_a_sound_optimizer_passes_all(monkeypatch, capsys):
   """One from outside, by the command itself; its times are not taken."""
   monkeypatch.setitem(optimizer_contract.CHECKS, 'time', lambda subject: '1.00 x adamw')
@@ -222,6 +253,24 @@ def test_a_misspelt_build_is_named(tmp_path, monkeypatch, capsys):
   monkeypatch.syspath_prepend(tmp_path)
   assert check.main(['odd_lab.odd_build']) == 2
   assert 'lacks build; did you mean "biuld"?' in capsys.readouterr().err
+
+
+def test_the_command_has_eight_cpu_devices(tmp_path):
+  """Whatever is set for other programs; other flags stay."""
+  (tmp_path / 'odd_lab').mkdir()
+  (tmp_path / 'odd_lab' / 'devices.py').write_text(DEVICES)
+  flags = '--xla_force_host_platform_device_count=2 --xla_cpu_enable_fast_math=false'
+  ended = subprocess.run(
+    [sys.executable, '-m', 'ftlib.optim.check', 'odd_lab.devices'],
+    env={**os.environ, 'XLA_FLAGS': flags, 'JAX_PLATFORMS': 'cuda', 'PYTHONPATH': str(tmp_path)},
+    cwd=pathlib.Path(__file__).parents[2],
+    capture_output=True,
+    text=True,
+  )
+  assert ended.returncode == 2
+  assert '8 cpu ' in ended.stderr
+  assert ended.stderr.count('device_count') == 1
+  assert '--xla_cpu_enable_fast_math=false' in ended.stderr
 
 
 def test_the_command_is_no_optimizer():

@@ -26,8 +26,6 @@ from ftlib.train.state import TrainState
 
 Apply = Callable[[Params, Batch, jax.Array | None], Outputs]
 
-EXTRA = ('value', 'grad', 'value_fn', 'grad_fn', 'obj_fn', 'rate_scale')  # what an optimizer's update can need
-
 
 def make_train_step(
   apply: Apply,
@@ -54,7 +52,7 @@ def make_train_step(
   loss, and what follows the update. What of the trainable parameters is not `active` is as if frozen; `tx` is then one
   that leaves its state alone.
 
-  `needs` names what of `EXTRA` is passed to `tx.update`: `value`, the mean loss float32 []; `grad`, the gradient before
+  `needs` names what is passed to `tx.update`: `value`, the mean loss float32 []; `grad`, the gradient before
   clipping; `value_fn(params)` and `obj_fn`, the mean loss of this batch with this step's dropout at other parameters,
   and `grad_fn(params, i)` its gradient; and the state's `rate_scale`. `averaging` are the rules of `state.averages`.
   With `groups` ({group: names}), `sums['groups']` is `diagnostics.table` where `shown(number of the step)`, else zeros.

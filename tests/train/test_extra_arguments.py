@@ -7,12 +7,14 @@ import optax
 import pytest
 
 from ftlib.base import trees
+from ftlib.optim import fields
 from ftlib.train import state
-from ftlib.train.step import EXTRA, make_train_step
+from ftlib.train.step import make_train_step
 from tests.train import linear
 
 FROZEN = {'bias': jnp.asarray([0.3, -0.2])}
 RATE = 0.05
+NEEDS = frozenset({*fields.EXTRA, 'rate_scale'})  # all that there is
 
 
 def penalty(trainable):
@@ -53,7 +55,7 @@ def test_they_are_what_they_are_called(micro):
   seen = {}
 
   def direction(gradients, params, **extra):
-    assert set(extra) == set(EXTRA)
+    assert set(extra) == NEEDS
     other = jax.tree.map(lambda p: 0.5 * p, params)
     seen.update(
       value=extra['value'],
@@ -67,7 +69,7 @@ def test_they_are_what_they_are_called(micro):
     return gradients
 
   start = begin(tx := taught(direction))
-  step = make_train_step(linear.apply, linear.objective, tx, micro=micro, penalty=penalty, needs=frozenset(EXTRA))
+  step = make_train_step(linear.apply, linear.objective, tx, micro=micro, penalty=penalty, needs=NEEDS)
   after, out = jax.jit(lambda s, b: (step(s, FROZEN, b)[0], dict(seen)))(start, linear.batch(0))
   key = jax.random.fold_in(start.key, 0)
   other = jax.tree.map(lambda p: 0.5 * p, start.trainable)

@@ -1,13 +1,17 @@
-"""Optimizers that a run refuses, and what it says of one that is not for it; nothing is compiled."""
+"""Optimizers that a run refuses, and what it says of one that is not for it, what it evaluates; nothing is trained."""
 
 from __future__ import annotations
 
+import dataclasses
 import pathlib
 
+import jax
+import numpy as np
 import pytest
 
 import ftlib
 from ftlib import config_file, run
+from ftlib.base import trees
 from ftlib.base.errors import InputError
 from tests import tiny
 
@@ -43,6 +47,17 @@ def test_averages_of_an_optimizer_and_methods_that_adjust(config, optim):
 def test_a_group_without_them_may_have_an_average(config):
   groups = {'head': {'pattern': '^head/', 'optimizer': 'schedule_free_sgd'}}
   assert run.build(config(method='loreft', optim__groups=groups)).adjust
+
+
+def test_what_is_evaluated_is_what_the_optimizer_averages(config):
+  """The trained y moved by 1 from the sequence z of the state: x = (y - 0.1 z) / 0.9 = y + 1/9."""
+  r = run.build(config(method='head', optim='schedule_free_sgd'))
+  state = r.start(*r.load())
+  state = dataclasses.replace(state, trainable=jax.tree.map(lambda x: x + 1, state.trainable))
+  trained, evaluated = trees.flatten(state.trainable), trees.flatten(r.evaluated(state))
+  assert set(evaluated) == set(trained)
+  for name, y in trained.items():
+    np.testing.assert_allclose(evaluated[name], y + 1 / 9, rtol=1e-5, err_msg=name)
 
 
 def test_lbfgs_wants_the_same_loss_in_every_step(config):

@@ -103,7 +103,14 @@ def test_a_model_whose_states_are_wider_than_its_words_trains_adversarially(conf
   """A BiLSTM: the run gives the perturbation the width of what the first block reads."""
   small = {'model__pretrained': '', 'model__family': 'bilstm', 'model__scratch__embedding': 5}
   r = run.build(config(method='full', adversarial__name=name, model__scratch__hidden=4, **small))
+  batch, noise = r.batch(0)[1], []
+
+  def apply(params, inputs, key):
+    noise.append(inputs.get('embedding_noise'))
+    return r.method.model.apply(params, inputs, key)
+
   params = trees.unflatten({n: jax.ShapeDtypeStruct(i.shape, i.dtype) for n, i in r.info.items()})
-  loss = lambda p: r.objective(functools.partial(r.method.model.apply, p), r.batch(0)[1], jax.random.key(0))['loss'][0]  # noqa: E731
+  loss = lambda p: r.objective(functools.partial(apply, p), batch, jax.random.key(0))['loss'][0]  # noqa: E731
   slope = jax.eval_shape(jax.grad(loss), params)
   assert jax.tree.structure(slope) == jax.tree.structure(params)
+  assert {x.shape for x in noise if x is not None} == {(*batch['tokens'].shape, 5)}

@@ -248,9 +248,10 @@ def test_an_objective_must_say_that_rows_are_apart(config, monkeypatch):
     run.build(config(**SMALL))
 
 
-def test_optimizers_may_not_look_at_the_loss(config):
-  with pytest.raises(InputError, match=r'optim\.name=sam, which looks at the loss of a batch'):
-    run.build(config(optim='sam', **SMALL))
+@pytest.mark.parametrize(('optim', 'needs'), [('sam', 'grad_fn'), ('sophia', 'obj_fn'), ('lbfgs', 'value, value_fn')])
+def test_optimizers_may_not_look_at_the_loss(config, optim, needs):
+  with pytest.raises(InputError, match=rf'optim\.name={optim}, which looks at the loss of a batch \({needs}\)'):
+    run.build(config(optim=optim, optim__clip_norm=0.0, **SMALL))
 
 
 def test_without_the_accountant_it_says_what_to_install(config, monkeypatch, tmp_path):

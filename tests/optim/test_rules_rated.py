@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -196,6 +198,8 @@ MOMENTS = {  # fields that follow `moments`
   'dadapt_adamw': ('mu',),
   'galore': ('adam/mu', 'rest/inner_state/mu'),
   'muon': ('mu',),
+  'sam': ('mu',),  # that of the rule inside
+  'lookahead': ('rule/mu',),
 }
 KINDS = info_of(a__kernel=((12, 10), 'embed mlp'), b__bias=((4,), 'mlp'))
 
@@ -203,13 +207,14 @@ KINDS = info_of(a__kernel=((12, 10), 'embed mlp'), b__bias=((4,), 'mlp'))
 @pytest.mark.parametrize('name', sorted(MOMENTS))
 def test_first_moments_follow_the_setting_and_second_ones_do_not(name):
   """By shapes alone: before and after an update, with float32 and bfloat16 parameters; and no leaf is another."""
-  rate = (lambda _: 0.1) if name in ('prodigy', 'dadapt_adamw') else None
+  rate = (lambda _: 0.1) if name in ('prodigy', 'dadapt_adamw', 'lookahead') else None
   for moments in ('float32', 'bfloat16'):
     tx = rule(name, KINDS, rate=rate, moments=moments)
     for dtype in (jnp.float32, jnp.bfloat16):
       params = trees.unflatten({n: jax.ShapeDtypeStruct(i.shape, dtype) for n, i in KINDS.items()})
       state = jax.eval_shape(tx.init, params)
-      after = jax.eval_shape(tx.update, params, state, params)[1]
+      step = functools.partial(tx.update, grad_fn=lambda p, i: p)
+      after = jax.eval_shape(step, params, state, params)[1]
       for (path, x), y in zip(jax.tree_util.tree_leaves_with_path(state), jax.tree.leaves(after), strict=True):
         leaf = trees.path_name(path)
         follows = any(f'/{field}/' in f'/{leaf}' for field in MOMENTS[name])

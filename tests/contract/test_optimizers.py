@@ -67,8 +67,8 @@ def test_lowers_a_quadratic_under_jit(name):
 
 
 def test_a_training_step_on_a_mesh(name):
-  """State lies as its parameter and keeps its shapes and dtypes. Of what is frozen there is none, and what
-  waits for its stage stays as it is, with its state."""
+  """State lies as its parameter and keeps its shapes and dtypes. Of what is frozen there is none, and it stays as it
+  is; so does what waits for its stage, with its state."""
   mesh, waits = layout.build(runs.MESH, batch=8), lambda n: n.startswith('head/')
   searches = fields.searches(optimizers.component(name))
   optimizer = make(name, weight_decay=0.1, clip_norm=0.0 if searches else 1.0, stage=lambda n: int(waits(n)))
@@ -78,8 +78,10 @@ def test_a_training_step_on_a_mesh(name):
   options = {'needs': optimizer.needs, 'active': lambda n: not waits(n)}
   train = make_train_step(optimizers.apply, optimizers.objective, optimizer.staged[0], **options)
   step = jax.jit(train, out_shardings=(places, mesh.replicated))
-  after, sums = step(made, filled(info=FROZEN), jax.device_put(optimizers.batch(), mesh.batch))
+  frozen = jax.device_put(filled(info=FROZEN), mesh.replicated)
+  after, sums = step(made, frozen, jax.device_put(optimizers.batch(), mesh.batch))
   assert sums['skipped'] == 0
+  assert trees.digest(frozen) == trees.digest(filled(info=FROZEN))
   still = [(trees.split(s.trainable, waits)[0], {**s.opt['default-1'], 'step': 0}) for s in (made, after)]
   assert trees.digest(still[0]) == trees.digest(still[1])
   assert set(trees.flatten(after.trainable)) == set(INFO)

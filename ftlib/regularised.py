@@ -164,7 +164,7 @@ def checked(run: Run) -> Run:
       raise InputError(
         f'optim.name={part.optimizer} with method.name={run.settings.names["method"]}, which moves its parameters once '
         'more after each update: the optimizer keeps others beside them, that would not follow, and these are what is '
-        'evaluated; take an optimizer without an average of its own (train.ema keeps one)'
+        'evaluated; take an optimizer without an average of its own (that of train.ema follows)'
       )
   return dataclasses.replace(run, notes=[*run.notes, *_changing(run), *_narrow(run)])
 

@@ -189,6 +189,7 @@ class Run:
         micro=train.accumulate,
         penalty=self.method.penalty,
         adjust=self.adjust,
+        project=self.method.project,
         active=lambda name, k=k: self.method.stage(trees.canonical(name)) <= k,
         needs=self.optimizer.needs,
         averaging=self.averaging,

@@ -69,6 +69,7 @@ class Shapes:
       micro=self.settings.train.accumulate,
       penalty=self.method.penalty,
       adjust=self.method.adjust and self.method.adjust(self.steps),
+      project=self.method.project,
       needs=self.optimizer.needs,
       averaging=self.averaging,
       **regularised.hooks(self),

@@ -22,7 +22,7 @@ from ftlib.base.settings import setting
 from ftlib.models.layers import Axis, Proj, contract, normal, param, size
 from ftlib.models.model import Model
 from ftlib.peft.method import Adapter, Method, Targets, adapt
-from ftlib.peft.parts.adalora_budget import MEANS, allocator, check_plan, off_orthogonal, stretched, triples
+from ftlib.peft.parts.adalora_budget import MEANS, allocator, check_plan, masked, off_orthogonal, stretched, triples
 from ftlib.peft.parts.adalora_exchange import PEFT_TYPE, config_of_peft, from_peft, peft_config, to_peft  # noqa: F401
 
 
@@ -86,4 +86,5 @@ def build(config: Config, model: Model) -> Method:
     also=config.also,
     penalty=lambda trainable: config.orthogonal * off_orthogonal(triples(trainable, sites)),
     adjust=lambda steps: allocator(stretched(config, steps), sites),
+    project=masked(sites),
   )

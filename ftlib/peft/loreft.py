@@ -1,8 +1,8 @@
 """LoReFT (Wu et al. 2024, equation 2): a low-rank edit of the hidden state after every layer, at a few tokens.
 
 h + R^T (W h + b - R h) at the `first` and `last` tokens of a text, the same R, W and b at each of them. R has
-orthonormal rows: it starts random, and after every step the nearest such matrix takes its place (the polar factor).
-W starts as R and b at zero, so the adapted model starts as the pretrained one.
+orthonormal rows: it starts random, and after every step, in averages too, the nearest such matrix takes its place (the
+polar factor). W starts as R and b at zero, so the adapted model starts as the pretrained one.
 
 Trainable: 2 rank D + rank a layer.
 """
@@ -81,9 +81,10 @@ def build(config: Config, model: Model) -> Method:
   def prepare(flat: Flat, gradient: Gradient) -> Flat:
     return {f'{site}/adapter/source': jnp.copy(flat[f'{site}/adapter/rotation']) for site in mine}
 
-  def adjust(trainable: Params, kept: Params, grads: Params, step: jax.Array) -> tuple[Params, Params]:
+  def project(trainable: Params, kept: Params) -> Params:
     fix = lambda name, x: orthonormal(x) if trees.canonical(name) in rotations else x  # noqa: E731
-    return trees.map_named(fix, trainable), kept
+    return trees.map_named(fix, trainable)
 
-  make = lambda site, name, salt: Edit(site, config)  # noqa: E731
-  return adapt(model, config.target, make, also=config.also, kind=Hidden, prepare=prepare, adjust=lambda steps: adjust)
+  adjust = lambda trainable, kept, grads, step: (project(trainable, kept), kept)  # noqa: E731
+  hooks = {'kind': Hidden, 'prepare': prepare, 'adjust': lambda steps: adjust, 'project': project}
+  return adapt(model, config.target, lambda site, name, salt: Edit(site, config), also=config.also, **hooks)

@@ -26,6 +26,7 @@ _PARTS = {'head', 'pooler', 'mlm'}  # parts of a model that go by its task
 
 Gradient = Callable[..., Flat]  # (names, *, rows, squared=False) -> {name: mean gradient over training rows}
 Adjust = Callable[[Params, Params, Params, jax.Array], tuple[Params, Params]]
+Project = Callable[[Params, Params], Params]
 
 
 class Taken(InputError):
@@ -63,15 +64,17 @@ class Method:
   """`model` with its adapters, `trains(name)`, and the names or sites to show.
 
   `merge(params)` gives the parameters of a plain model (layers unstacked); None where adapters cannot be folded in.
-  `prepare(flat, gradient)` gives values of the run's own parameters that depend on the pretrained ones or on the
-  data; it is called once, before the first step, with layers unstacked. `penalty(trainable)` is added to the mean
-  loss. `adjust(steps)`, for a run of so many, gives what follows each update inside the compiled step: `(trainable,
-  kept, grads, step) -> (trainable, kept)` (this and `penalty` see layers as they are stored, maybe stacked). `tokens`
-  virtual tokens lead every row, and `packs` says whether each of several documents in it has them. `identity`: whether
-  the adapted model starts as the pretrained one. `stages` says which parameters wait, and until when: nothing is
-  differentiated for those, and neither `penalty` nor `adjust` sees them. `rates(name)` is a factor of a parameter's
-  learning rate. `source` is the folder of a finished run on the same base: `flat` then holds for `prepare` how far each
-  pretrained parameter moved there, as `moved/<name>`; and as `text` the token ids of `text`.
+  `prepare(flat, gradient)` gives values of the run's own parameters that depend on the pretrained ones or on the data;
+  it is called once, before the first step, with layers unstacked. `penalty(trainable)` is added to the mean loss.
+  `adjust(steps)`, for a run of so many, gives what follows each update inside the compiled step: `(trainable, kept,
+  grads, step) -> (trainable, kept)`, and `project(trainable, kept)` goes with it: what a mean of trained parameters
+  (`train.ema`, `train.swa_start`) becomes, so that it is one that `adjust` may leave (these and `penalty` see layers as
+  they are stored, maybe stacked). `tokens` virtual tokens lead every row, and `packs` says whether each of several
+  documents in it has them. `identity`: whether the adapted model starts as the pretrained one. `stages` says which
+  parameters wait, and until when: nothing is differentiated for those, and neither `penalty` nor `adjust` sees them.
+  `rates(name)` is a factor of a parameter's learning rate. `source` is the folder of a finished run on the same base:
+  `flat` then holds for `prepare` how far each pretrained parameter moved there, as `moved/<name>`; and as `text` the
+  token ids of `text`.
   """
 
   model: Model
@@ -81,6 +84,7 @@ class Method:
   prepare: Callable[[Flat, Gradient], Flat] | None = None
   penalty: Callable[[Params], jax.Array] | None = None
   adjust: Callable[[int], Adjust] | None = None
+  project: Project | None = None
   tokens: int = 0
   packs: bool = True
   identity: bool = True
@@ -88,6 +92,10 @@ class Method:
   rates: Callable[[str], float] | None = None
   source: str = ''
   text: str = ''
+
+  def __post_init__(self):
+    if self.adjust is not None and self.project is None:
+      raise TypeError('a method with `adjust` gives `project` too: what a mean of its parameters becomes')
 
   def stage(self, name: str) -> int:
     """In which stage a parameter, by its layer's own name, begins to train."""

@@ -20,7 +20,7 @@ from ftlib.base import trees
 from ftlib.base.errors import InputError
 from ftlib.base.types import Flat, Params
 from ftlib.models.model import Model
-from ftlib.peft.method import Adjust, Gradient, Method, Taken, added
+from ftlib.peft.method import Adjust, Gradient, Method, Project, Taken, added
 
 
 def component(modules: Mapping[str, ModuleType]) -> Any:
@@ -71,6 +71,7 @@ def together(builds: Mapping[str, Callable[[Model], Method]], model: Model) -> M
     prepare=_preparing(methods) if prepares else None,
     penalty=_penalty(parts) if penalties else None,
     adjust=(lambda steps: _adjusting(parts, steps)) if adjusts else None,
+    project=_projecting(parts) if adjusts else None,
     tokens=sum(m.tokens for m in methods),
     packs=all(m.packs for m in methods),
     source=next((m.source for m in methods if m.source), ''),
@@ -138,6 +139,17 @@ def _adjusting(parts: list[_Part], steps: int) -> Adjust:
     return trainable, kept
 
   return adjust
+
+
+def _projecting(parts: list[_Part]) -> Project:
+  def project(trainable: Params, kept: Params) -> Params:
+    for part in parts:
+      if part.method.project is not None:
+        own, others = trees.split(trainable, part.owns)
+        trainable = trees.join(part.method.project(own, trees.split(kept, part.owns)[0]), others)
+    return trainable
+
+  return project
 
 
 def _rates(parts: list[_Part]) -> Callable[[str], float]:

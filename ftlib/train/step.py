@@ -35,6 +35,7 @@ def make_train_step(
   micro: int = 1,
   penalty: Callable[[Params], jax.Array] | None = None,
   adjust: Callable[..., tuple[Params, Params]] | None = None,
+  project: Callable[[Params, Params], Params] | None = None,
   active: Callable[[str], bool] = lambda name: True,
   needs: Collection[str] = (),
   averaging: Mapping[str, Rule] | None = None,
@@ -48,9 +49,9 @@ def make_train_step(
 
   `sums` holds the objective's {name: (sum, weight)}; `grad_norm`, the global norm before clipping; the state's
   `skipped` and `streak`; and `squares` (`diagnostics.squares`, zeros where the step was not skipped; `stacked` says
-  which names hold several layers). `penalty` and `adjust` are the method's (`ftlib/peft/method.py`): a term of the mean
-  loss, and what follows the update. What of the trainable parameters is not `active` is as if frozen; `tx` is then one
-  that leaves its state alone.
+  which names hold several layers). `penalty`, `adjust` and `project` are the method's (`ftlib/peft/method.py`): a term
+  of the mean loss, what follows the update, and what follows that of an average. What of the trainable parameters is
+  not `active` is as if frozen; `tx` is then one that leaves its state alone.
 
   `needs` names what is passed to `tx.update`: `value`, the mean loss float32 []; `grad`, the gradient before
   clipping; `value_fn(params)` and `obj_fn`, the mean loss of this batch with this step's dropout at other parameters,
@@ -116,6 +117,8 @@ def make_train_step(
     new = trees.join(new, waiting)
     made = state.step + 1 - state.skipped  # updates, with this one
     averages = {n: rule(state.averages[n], new, made) for n, rule in (averaging or {}).items()}
+    if project is not None:
+      averages = {n: project(mean, kept) for n, mean in averages.items()}
     choose = functools.partial(jax.tree.map, functools.partial(jnp.where, fine))
     after = TrainState(
       state.step + 1,

@@ -167,7 +167,7 @@ def test_it_is_trained_resumed_and_evaluated(tiny_bert, toy_data, tmp_path):
 
 def test_every_field_of_a_method_is_composed():
   """One that is added must be thought of in `together`."""
-  fields = 'model trains shown merge prepare penalty adjust tokens packs identity source text stages rates'
+  fields = 'model trains shown merge prepare penalty adjust project tokens packs identity source text stages rates'
   assert {f.name for f in dataclasses.fields(Method)} == set(fields.split())
 
 
@@ -216,7 +216,7 @@ def test_merging_goes_from_the_last_to_the_first(model):
 
 
 def test_functions_see_their_own_parameters(model):
-  """`prepare`, `penalty` and `adjust` of two methods, and one that has none."""
+  """`prepare`, `penalty`, `adjust` and `project` of two methods, and one that has none."""
   seen = {}
 
   def part(name, pattern, scale):
@@ -228,6 +228,7 @@ def test_functions_see_their_own_parameters(model):
       'prepare': lambda flat, gradient: {n: flat[n] + scale for n in flat if n.endswith(f'{name}/adapter/b')},
       'penalty': lambda trainable: scale * sum(x.sum() for x in jax.tree.leaves(trainable)),
       'adjust': lambda steps: adjust,
+      'project': lambda trainable, kept: adjust(trainable, kept, {}, 0)[0],
       'tokens': int(scale),
       'rates': lambda n: scale,
     }
@@ -251,6 +252,9 @@ def test_functions_see_their_own_parameters(model):
   assert flat['pooler/adapter/b'][0] == 5
   assert flat['layers/0/mlp/up/bias'][0] == 1
   assert (flat_kept['layers/1/mlp/up/adapter/sign'][0], flat_kept['pooler/adapter/sign'][0]) == (3, 6)
+  seen.clear()
+  assert trees.digest(made.project(trainable, kept)) == trees.digest(new)
+  assert seen['out'] == ({'pooler/adapter/b'}, {'pooler/adapter/sign'}, set())
   assert made.penalty(trainable) == 2 * N * F + 5 * D
   whole = {**trees.flatten(trainable), **trees.flatten(kept)}
   got = made.prepare(whole, None)
@@ -264,7 +268,8 @@ def test_what_none_has_is_none(model):
   made = together.together(
     {'lora': lambda m: lora.build(lora.Config(), m), 'head': lambda m: head.build(head.Config(), m)}, model
   )
-  assert (made.prepare, made.penalty, made.adjust, made.tokens, made.stages) == (None, None, None, 0, None)
+  assert (made.prepare, made.penalty, made.adjust, made.project, made.stages) == (None,) * 5
+  assert made.tokens == 0
 
 
 def test_the_model_it_is_given_stays_as_it_was(model):

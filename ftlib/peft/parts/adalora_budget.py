@@ -19,7 +19,7 @@ import numpy as np
 
 from ftlib.base import trees
 from ftlib.base.types import Flat, Params
-from ftlib.peft.method import Adjust
+from ftlib.peft.method import Adjust, Project
 
 MEANS = tuple(f'{leaf}_{mean}' for leaf in 'aeb' for mean in ('sensitivity', 'uncertainty'))  # of each parameter, two
 
@@ -92,6 +92,18 @@ def allocator(config: Any, sites: list[str]) -> Adjust:
     return trees.unflatten(values), trees.unflatten(saved)
 
   return adjust
+
+
+def masked(sites: list[str]) -> Project:
+  """An average without the singular values that the last allocation took."""
+  mine = {f'{n}/adapter/e' for n in sites}
+
+  def project(trainable: Params, kept: Params) -> Params:
+    saved = trees.flatten(kept)
+    mask = lambda name, x: x * saved[f'{name[:-1]}mask'] if trees.canonical(name) in mine else x  # noqa: E731
+    return trees.map_named(mask, trainable)
+
+  return project
 
 
 def off_orthogonal(of: Mapping[str, tuple[jax.Array, jax.Array, jax.Array]]) -> jax.Array:

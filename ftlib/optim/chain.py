@@ -110,8 +110,8 @@ def build(
   """The optimizer over the trainable parameters `info` for a run of `steps` steps.
 
   A parameter waits until its `stage`; `rates` gives the factor of its learning rate, or one for each layer of a stack.
-  `seed` is that of gradient noise. Raises `InputError` for a group whose pattern matches nothing, and one all of whose
-  names an earlier one took, and for settings that do not go together.
+  `seed` is that of gradient noise and of what rules draw. Raises `InputError` for a group whose pattern matches
+  nothing, and one all of whose names an earlier one took, and for settings that do not go together.
   """
   specs = {name: fields.of_group(name, module, config) for name in config.groups}
   members = _members({name: spec.pattern for name, spec in specs.items()}, list(info))

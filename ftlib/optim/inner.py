@@ -21,7 +21,7 @@ def rule(config: Any, info: Mapping[str, ParamInfo], *, inside: str) -> optax.Gr
   and a file that has its rate in its rule or needs more than a gradient.
   """
   module = lookup.component('optim', config.inner, field='optim.inner')
-  if getattr(module, 'RATED', False) or getattr(module, 'NEEDS', ()):
+  if any(getattr(module, name, False) for name in ('RATED', 'NEEDS', 'SEEDED')):
     why = 'has its learning rate in its rule' if getattr(module, 'RATED', False) else 'needs more than the gradient'
     raise InputError(f'optim.inner={config.inner!r} {why}, so it cannot be inside {inside}; take adamw or sgd')
   where = 'optim.inner_options'

@@ -37,8 +37,9 @@ def group(
 
   `schedule` is of the run's step; `rates` gives a factor of the learning rate for each parameter, or one for each layer
   of a stack. A file that is `RATED` gives the whole update; its `rate` answers for the run's step whatever step the
-  file asks for, so that a group that waited is at the rate of the others. Raises `InputError` where settings need a
-  learning rate after the rule and the file has it inside.
+  file asks for, so that a group that waited is at the rate of the others. `seed` is that of gradient noise; a file that
+  is `SEEDED` is given it too. Raises `InputError` where settings need a learning rate after the rule and the file has
+  it inside.
   """
   needs, rated = fields.needs_of(module), getattr(module, 'RATED', False)
   factors = {n: np.asarray(rates(n), np.float32) for n in info}
@@ -57,6 +58,7 @@ def group(
 
   def rule(rate: jax.Array | float) -> optax.GradientTransformationExtraArgs:
     own = {'rate': lambda _: rate, 'decay': config.weight_decay, 'decays': decayed} if rated else {}
+    own |= {'seed': seed} if getattr(module, 'SEEDED', False) else {}
     return optax.with_extra_args_support(module.build(config, dict(info), **own))
 
   fixed = None if rated else rule(0.0)

@@ -26,6 +26,7 @@ from ftlib.optim import around, matrices
 from ftlib.optim.moments import kept
 
 NEEDS = ('obj_fn',)
+SEEDED = True
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,14 +43,14 @@ class Config:
 
 
 class State(NamedTuple):
-  """The signs follow from `count`."""
+  """The signs follow from the run's seed and `count`."""
 
   count: jax.Array
   mu: Any
   curvature: Any
 
 
-def build(config: Config, info: dict[str, ParamInfo]) -> optax.GradientTransformationExtraArgs:
+def build(config: Config, info: dict[str, ParamInfo], *, seed: int = 0) -> optax.GradientTransformationExtraArgs:
   """The direction before decay and learning rate. `update` is given `obj_fn`: parameters -> loss of this batch. State:
   two moments a parameter, the first in `moments`."""
 
@@ -60,7 +61,7 @@ def build(config: Config, info: dict[str, ParamInfo]) -> optax.GradientTransform
     updates: Any, state: State, params: Any = None, *, obj_fn: Callable[[Any], jax.Array], **_: Any
   ) -> tuple[Any, State]:
     def looked(curvature: Any) -> Any:
-      draw = functools.partial(around.noise, seed=0, step=state.count, drawn=_signs)
+      draw = functools.partial(around.noise, seed=seed, step=state.count, drawn=_signs)
       signs = matrices.like(params, {n: draw(f'{n}/sign', info[n]) for n in matrices.named(params)})
       product = jax.grad(lambda p: optax.tree.vdot(jax.grad(obj_fn)(p), signs))(params)
       return optax.tree.update_moment(optax.tree.mul(signs, product), curvature, config.b2, 1)

@@ -12,6 +12,7 @@ import pytest
 
 from ftlib.base import lookup, trees
 from ftlib.base.types import ParamInfo
+from ftlib.optim import chain
 from tests.optim.steps import BIAS, INFO, MOMENTS, OUT, STEPS, Q, adam, close, config_of, draws, each, rule, walk
 
 
@@ -224,6 +225,21 @@ def test_sophia_draws_new_signs_each_time():
     assert (np.abs(estimate) <= possible + 1e-4).all()
   assert np.abs(found[0] - found[1]).max() > 0.1
   assert np.abs(found[1] - found[2]).max() > 0.1
+
+
+def test_sophias_signs_follow_from_the_seed_of_the_run():
+  info = {'w': ParamInfo((16,), jnp.float32, ('embed',))}
+  full = np.random.default_rng(0).normal(size=(16, 16))
+  full, zero = jnp.asarray(full + full.T, jnp.float32), {'w': jnp.zeros(16)}
+
+  def curvature(seed: int) -> np.ndarray:
+    tx = chain.build(*config_of('sophia', b2=0.0), info, steps=3, seed=seed).tx
+    after = tx.update(zero, tx.init(zero), zero, obj_fn=lambda p: p['w'] @ full @ p['w'] / 2)[1]
+    return np.asarray(after['default']['rule'].curvature['w'])
+
+  found = [curvature(seed) for seed in (0, 1, 1)]
+  assert np.abs(found[0] - found[1]).max() > 0.1
+  np.testing.assert_array_equal(found[1], found[2])
 
 
 def test_sophias_signs_are_of_a_layer():

@@ -254,6 +254,12 @@ def test_what_cannot_be_inside(values, words):
   assert words in str(e.value)
 
 
+def test_what_draws_by_the_seed_cannot_be_inside(monkeypatch):
+  monkeypatch.setattr('ftlib.optim.adamw.SEEDED', True, raising=False)
+  with pytest.raises(InputError, match=r"optim\.inner='adamw' needs more than the gradient"):
+    rule('sam')
+
+
 def test_lookahead():
   """Two steps of momentum, then half the way back; decay and rate are of the fast steps."""
   k, alpha, decay, rates = 2, 0.25, 0.3, lambda t: 0.1 * (t + 1)

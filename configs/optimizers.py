@@ -1,4 +1,4 @@
-"""One optimizer beside the others, with groups and schedules: the head learns faster and on a schedule of its own.
+"""One optimizer beside the others, with groups and schedules: the head has a schedule of its own and does not decay.
 
   python train.py --config=configs/optimizers.py:optim=lion,data=DIR --workdir=runs/lion
   python train.py --config=configs/optimizers.py:optim=muon,data=DIR,method=full --workdir=runs/muon

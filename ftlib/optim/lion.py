@@ -1,6 +1,6 @@
 """Lion (Chen et al. 2023, algorithm 2): the sign of an average of gradients, sign(b1 m + (1 - b1) g); then m follows g
-with b2. Every number moves by the learning rate, so it wants a rate 3 to 10 times below AdamW's and a decay as much
-above."""
+with b2. Every number moves by the learning rate, so the authors take 3 to 10 times less than AdamW's and as much more
+decay."""
 
 from __future__ import annotations
 

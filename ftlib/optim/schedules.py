@@ -17,7 +17,8 @@ Three rise by themselves, so that `warmup` does not matter to them. With C = cut
 at step C and down over the rest:
 
 - slanted: linearly from 1 / ratio and back (slanted triangular: Howard & Ruder 2018, equation 3); `final` is not used.
-- one_cycle: by half a cosine from 1 / ratio, and down to `final` (Smith & Topin 2018; as in PyTorch).
+- one_cycle: by half a cosine from 1 / ratio, and down to `final` (Smith & Topin 2018), as in optax; PyTorch's has the
+  peak at step C - 1 and `final` at T - 1, the last step, each one earlier.
 - cyclical: linearly from `final` and back in each of `cycles` cycles, the peak in the middle (Smith 2017, triangular).
 """
 

@@ -3,6 +3,9 @@
 The parameters go rho g / |g| uphill (the norm is of the whole group), and `inner` gets the gradient there, of the same
 batch with the same dropout: a step costs two gradients. `adaptive` (ASAM: Kwon et al. 2021, equation 8) goes rho
 T^2 g / |T g| with T = |w|, so that the scale of a layer's weights does not matter; its rho is about 10 times as large.
+
+Own code: `optax.contrib.sam` has the way uphill as an optimizer to be given, of which optax has none for ASAM, and its
+`normalize` makes NaN of a gradient of 0.
 """
 
 from __future__ import annotations

@@ -9,6 +9,10 @@ probability q by itself, and of more rows than a batch can hold a random subset 
 private; it is computed by numerical composition of the privacy loss of this very mechanism (dp-accounting's PLD
 accountant, Ganesh et al. 2025 for the truncation). It does not cover what else is looked at: logged losses, metrics,
 which checkpoint or setting was best. The noise follows from the seed, which is to be kept secret.
+
+Clipping and noise are own code and not jax-privacy's (which leaves its accounting to dp-accounting too): they stand in
+the step in place of `accumulate`, where a row's gradient is that of its mean loss, padding counts as no row, and noise
+follows from the run's key and the names, so that a restart or another mesh draws the same.
 """
 
 from __future__ import annotations

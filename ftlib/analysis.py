@@ -142,7 +142,7 @@ def compared(here: Answers, there: Answers, options: Options) -> dict[str, Any]:
   field = f'--against={options.against}'
   _check_alike(here, there, field)
   task, rows = here.run.task, here.rows
-  examples = resampling.joined([here.examples, there.examples], tokens=False)
+  examples = resampling.joined([here.examples, there.examples])
   predictions = resampling.joined_predictions([_ruled(here), _ruled(there)])
   counted = resampling.resampled(task, examples, predictions, [*rows, *rows])
   _check_rule(counted, here, there, field)

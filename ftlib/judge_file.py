@@ -1,6 +1,6 @@
 """eval.py --file: a stored run on the labelled rows of any file, which are read, answered and written piece by piece.
 
-Held for the metrics: what `Task.predict` and `Task.examples` keep of each row, without its tokens.
+Held for the metrics: of each row what `Task.predict` and `Task.examples` keep of it, and nothing that is of its tokens.
 """
 
 from __future__ import annotations
@@ -72,11 +72,11 @@ def _answers(source: Stream, incoming: Incoming, columns: Set[str], write: Calla
     at.extend(rows.at)
     unit = rows.unit
     kept += [row if held else {c: row[c] for c in columns if c in row} for row in rows]
-    parts.append(resampling.joined([examples], tokens=False))
+    parts.append(resampling.joined([examples]))
     predictions.append(found)
   if not parts:
     raise InputError(f'--file={incoming.path}: holds no row that can be used')
-  together = resampling.joined(parts, tokens=False), resampling.joined_predictions(predictions)
+  together = resampling.joined(parts), resampling.joined_predictions(predictions)
   said = None if any(r is None for r in right) else np.concatenate(right)
   return Answers(source.run, *together, kept, keys, lambda i: f'{incoming.path}{unit}{at[i]}', said)
 

@@ -87,16 +87,15 @@ def taken(examples: Examples, rows: np.ndarray) -> Examples:
     windows=windows,
     host=host(documents),
   )
+    spans={},
 
 
-def joined(parts: Sequence[Examples], *, tokens: bool = True) -> Examples:
-  """The rows of several examples one behind another. Without `tokens` all ids are 0, and take no room."""
+def joined(parts: Sequence[Examples]) -> Examples:
+  """The rows of several examples one behind another, to be judged: all ids are 0 and take no room, and nothing is there
+  that is of tokens (`per_token`, `spans`)."""
   first, sizes = parts[0], [len(p.tokens) for p in parts]
   offsets = np.concatenate([[0], np.cumsum(np.concatenate([p.tokens.lengths for p in parts]))]).astype(np.int64)
-  if tokens:
-    ids, types = (np.concatenate([getattr(p.tokens, n) for p in parts]) for n in ('ids', 'types'))
-  else:
-    ids = types = np.broadcast_to(np.int32(0), (int(offsets[-1]),))
+  nothing = np.broadcast_to(np.int32(0), (int(offsets[-1]),))
   windows, packs = None, None
   if any(p.windows is not None for p in parts):  # one whose rows all fit has none
     before = np.concatenate([[0], np.cumsum([count(p) for p in parts])])
@@ -110,13 +109,14 @@ def joined(parts: Sequence[Examples], *, tokens: bool = True) -> Examples:
   }
   return dataclasses.replace(
     first,
-    tokens=Tokens(ids, types, offsets, sum(p.tokens.truncated for p in parts)),
+    tokens=Tokens(nothing, nothing, offsets, sum(p.tokens.truncated for p in parts)),
     extra=together('extra'),
-    per_token=together('per_token'),
+    per_token={},
     packs=packs,
     windows=windows,
     host=together('host'),
     notes=[*dict.fromkeys(n for p in parts for n in p.notes)],
+    spans={},
   )
 
 

@@ -34,7 +34,8 @@ class Examples:
   `rows`: the number of the data row that each document was made of, where these are not one and the same; the split
   then has a row for each document. `windows`: the same where documents are windows of rows, several of one: the split
   keeps its rows, and the task answers for these (`Task.combined`). `host`: what the task needs of documents or rows to
-  judge them, never put in a batch. `notes`: what the user should know.
+  judge them, never put in a batch; `spans`: where tokens stand in their rows, for `Task.combined` alone. `notes`: what
+  the user should know.
   """
 
   tokens: Tokens
@@ -45,6 +46,7 @@ class Examples:
   rows: np.ndarray | None = None
   windows: np.ndarray | None = None
   host: dict[str, Any] = dataclasses.field(default_factory=dict)
+  spans: dict[str, Any] = dataclasses.field(default_factory=dict)
   notes: list[str] = dataclasses.field(default_factory=list)
 
   def __len__(self) -> int:

@@ -195,11 +195,8 @@ class Extract:
       extra,
       {'candidates': found.candidates},
       windows=found.rows,
-      host={
-        'characters': found.characters,
-        'contexts': contexts,
-        'golds': [[answer['text'] for answer in of_row or ()] for of_row in answers],
-      },
+      host={'contexts': contexts, 'golds': [[answer['text'] for answer in of_row or ()] for of_row in answers]},
+      spans={'characters': found.characters},
       notes=_notes(found, getattr(rows, 'name', 'rows'), len(rows)),
     )
 
@@ -230,7 +227,7 @@ class Extract:
     window_M, k_M = np.nonzero(predictions['scores'] > _NEVER / 2)
     first_M, of_row = examples.tokens.offsets[window_M], examples.windows
     starts_M, ends_M, scores_M = (predictions[n][window_M, k_M] for n in ('starts', 'ends', 'scores'))
-    characters = examples.host['characters']
+    characters = examples.spans['characters']
     begin_M, stop_M = characters[first_M + starts_M, 0], characters[first_M + ends_M, 1]
     count, most = len(examples.host['contexts']), self.config.n_best
     out = {

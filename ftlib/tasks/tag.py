@@ -181,10 +181,11 @@ class Tag:
       'weights': found.own.astype(np.float32),
       'chain': begins.astype(np.int32),
     }
-    host = {'tags': numbers, 'places': found.places}
+    host = {'tags': numbers}
     if self.scheme != 'plain':
       host['entities'] = [tags.entities(row) for row in gold]
-    return Examples(found.tokens, {}, per_token, windows=found.rows, host=host, notes=notes)
+    spans = {'places': found.places}
+    return Examples(found.tokens, {}, per_token, windows=found.rows, host=host, spans=spans, notes=notes)
 
   def _check(self, given: Sequence[Sequence | None], where: Callable[[int], str], name: str) -> list[str]:
     """Notes on the tags of a split. Raises `InputError` for those that the label list does not have."""
@@ -248,7 +249,7 @@ class Tag:
   def combined(self, examples: Examples, predictions: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     """Of the words of rows: `tags` int16 [N, words of the longest row] with -1 behind the last, repaired, their
     `confidence`, and `illegal` int32 [N], how many tags went on with nothing or broke off before they were repaired."""
-    places = examples.host['places']
+    places = examples.spans['places']
     lengths = np.array([len(p) for p in places])
     there = np.arange(max(lengths, default=0)) < lengths[:, None]
     first_N = np.searchsorted(examples.windows, np.arange(len(places)))

@@ -21,7 +21,8 @@ What eval.py and `ftlib.predict` ask of every task has a general answer, and a t
   and `sums` for what follows from sums over rows); by default `metrics` of the rows themselves, which is exact and
   slow. For that, what of `Examples.host` is of single rows or documents is a list or an array of them.
 
-So `metrics` may depend on a row only by what `examples` and `predict` keep of it, and not on the order of the rows.
+So `metrics` may depend on a row only by what `examples` (`extra`, `host`) and `predict` keep of it, not on its tokens,
+which are let go, and not on the order of the rows.
 """
 
 from __future__ import annotations

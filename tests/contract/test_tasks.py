@@ -223,7 +223,7 @@ def test_rows_of_a_file_with_labels_and_without(config, built, tmp_path, monkeyp
   monkeypatch.setattr(stream, 'PIECE', 7)
   parts = answers(file, labelled=True)
   assert sum(len(r) for r, _, _ in parts) == len(rows)
-  examples = resampling.joined([e for _, e, _ in parts], tokens=False)
+  examples = resampling.joined([e for _, e, _ in parts])
   metrics = built.task.metrics(examples, resampling.joined_predictions([p for _, _, p in parts]))
   examples = built.examples['test'].unpacked
   for name, value in scalars(built.task.metrics(examples, want)).items():

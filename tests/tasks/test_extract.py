@@ -200,7 +200,7 @@ def test_rows_get_the_best_spans_of_their_windows_each_once(tokenizer):
   for r, row in enumerate(rows):
     best = {}
     for i in np.flatnonzero(examples.windows == r):
-      chars = examples.host['characters'][examples.tokens.offsets[i] :]
+      chars = examples.spans['characters'][examples.tokens.offsets[i] :]
       for s, e, x in zip(got['starts'][i], got['ends'][i], got['scores'][i]):
         if x > -1e8:
           span = (int(chars[s, 0]), int(chars[e, 1]))
@@ -366,7 +366,7 @@ def test_answers_of_squad_come_back(tokenizer):
   first = np.flatnonzero(np.diff(examples.windows, prepend=-1))
   for row, i in zip(rows, first):
     at, answer = examples.tokens.offsets[i], row['answers'][0]
-    start, end = (examples.host['characters'][at + examples.extra[n][i]] for n in ('starts', 'ends'))
+    start, end = (examples.spans['characters'][at + examples.extra[n][i]] for n in ('starts', 'ends'))
     text = row['context'][start[0] : end[1]]
     assert answer['text'] in text
     assert text in row['context']

@@ -58,14 +58,15 @@ def test_pairs_stay_together():
   assert len(got) == 2
 
 
-@pytest.mark.parametrize('tokens', [True, False])
-def test_joined(tokens):
-  whole = documents([1, 2], [3], [4], windows=np.array([0, 0, 1]), host={'rows': [*'ab'], 'k': 7})
+def test_joined():
+  of_tokens = {'per_token': {'targets': np.arange(4)}, 'spans': {'characters': np.zeros((4, 2), int)}}
+  whole = documents([1, 2], [3], [4], windows=np.array([0, 0, 1]), host={'rows': [*'ab'], 'k': 7}, **of_tokens)
   plain = documents([5], [6, 7], host={'rows': [*'cd'], 'k': 7})  # all of whose rows fit
-  got = resampling.joined([whole, plain], tokens=tokens)
+  got = resampling.joined([whole, plain])
   assert got.windows.tolist() == [0, 0, 1, 2, 3]
-  assert ids(got) == ([[1, 2], [3], [4], [5], [6, 7]] if tokens else [[0, 0], [0], [0], [0], [0, 0]])
-  assert got.tokens.ids.strides == ((4,) if tokens else (0,))  # which takes no room
+  assert ids(got) == [[0, 0], [0], [0], [0], [0, 0]]
+  assert got.tokens.ids.strides == got.tokens.types.strides == (0,)  # which takes no room
+  assert got.per_token == got.spans == {}
   assert got.host == {'rows': [*'abcd'], 'k': 7}
   assert got.tokens.truncated == 2
   pairs = documents([1], [2], packs=[np.array([0, 1])])

@@ -124,7 +124,7 @@ def _write_text_files(run: Run, output: pathlib.Path) -> None:
   if run.task.head.kind == 'lm':
     found = language_files.generation_config(run.tokenizer, run.base.values, run.base.folder)
     files.write_json(output / 'generation_config.json', found)
-  if run.task.head.kind == 'embed':
+  if run.task.head.kind == 'embed' and not hasattr(run.base.family, 'LIBRARY'):
     width = run.method.model.config.embed
     for name, value in language_files.sentence_transformer(run.task.head.pooling, width, run.limit).items():
       (output / name).parent.mkdir(exist_ok=True)

@@ -64,7 +64,7 @@ def sentence_transformer(pooling: str, width: int, limit: int) -> dict[str, Any]
     {'idx': i, 'name': str(i), 'path': path, 'type': f'sentence_transformers.models.{name}'}
     for i, (path, name) in enumerate(parts.items())
   ]
-  names = {'cls': 'cls_token', 'mean': 'mean_tokens', 'last': 'lasttoken'}
+  names = {'cls': 'cls_token', 'mean': 'mean_tokens', 'max': 'max_tokens', 'last': 'lasttoken'}
   modes = {f'pooling_mode_{name}': pooling == kind for kind, name in names.items()}
   return {
     'modules.json': modules,

@@ -13,6 +13,7 @@ from ftlib.base.errors import InputError
 from ftlib.io import hf
 from tests import tiny
 
+PAIRS = list(zip(tiny.rows(36, 0), tiny.rows(36, 5)))
 SMALL = {'model__scratch__hidden': 6, 'model__scratch__embedding': 5, 'train__steps': 4, 'train__eval_every': 4}
 
 
@@ -131,3 +132,18 @@ def test_an_adapter_of_it_does_not_leave_as_one_of_peft(toy_data, tmp_path):
   fine_tune.run(config(toy_data, method='lora', train__steps=1, train__eval_every=1, **target), str(tmp_path / 'run'))
   with pytest.raises(InputError, match='transformers, which has no bilstm; --format=hf merges it'):
     export.export(tmp_path / 'run', tmp_path / 'out', format='peft')
+
+
+def test_its_vectors_leave_without_files_of_sentence_transformers(tmp_path):
+  """Which has no BiLSTM to load."""
+  rows = [{'text_a': r['text'], 'text_b': s['text'], 'score': i % 6} for i, (r, s) in enumerate(PAIRS)]
+  for split, some in (('train', rows[:24]), ('validation', rows[24:])):
+    (tmp_path / f'{split}.jsonl').write_text(''.join(json.dumps(r) + '\n' for r in some))
+  c = config(tmp_path, train__steps=1, train__eval_every=1)
+  c.task, c.objective = (recipe.component_section(s, n) for s, n in (('task', 'embed'), ('objective', 'cosine')))
+  c.task.pooling = 'max'
+  fine_tune.run(c, str(tmp_path / 'run'))
+  assert export.export(tmp_path / 'run', tmp_path / 'out') < 1e-5
+  there = {p.name for p in (tmp_path / 'out').iterdir()}
+  assert 'model.safetensors' in there
+  assert not there & {'modules.json', 'sentence_bert_config.json', '1_Pooling'}

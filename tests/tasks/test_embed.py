@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from scipy.stats import spearmanr
 
-from ftlib import export, fine_tune, judge, recipe, run, stream
+from ftlib import export, fine_tune, judge, language_files, recipe, run, stream
 from ftlib.base import trees
 from ftlib.base.errors import InputError
 from ftlib.data import batches
@@ -180,6 +180,15 @@ def test_exports(config, tmp_path):
   pooling = read('1_Pooling/config.json')
   assert pooling['word_embedding_dimension'] == 32
   assert [k for k, v in pooling.items() if v is True] == ['pooling_mode_mean_tokens']
+
+
+@pytest.mark.parametrize(
+  ('pooling', 'mode'), [('cls', 'cls_token'), ('mean', 'mean_tokens'), ('max', 'max_tokens'), ('last', 'lasttoken')]
+)
+def test_every_pooling_is_one_of_sentence_transformers(pooling, mode):
+  embed.Config(pooling=pooling)
+  modes = language_files.sentence_transformer(pooling, 8, 16)['1_Pooling/config.json']
+  assert [k for k, v in modes.items() if v is True] == [f'pooling_mode_{mode}']
 
 
 def test_a_run_of_retrieve_is_judged_by_scores(config, tmp_path):

@@ -27,6 +27,7 @@ from ftlib.train import diagnostics, private
 
 DTYPES = ('float32', 'bfloat16')
 PARTS = ('all', 'encoder', 'head', 'adapter')
+_SWITCH = ('yes', 'no')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -173,7 +174,8 @@ class Settings:
 
 
 def arguments(text: str, **defaults: str) -> types.SimpleNamespace:
-  """The argument string of a recipe (`data=DIR,method=lora`) over its defaults; an unknown name is an `InputError`."""
+  """The argument string of a recipe (`data=DIR,method=lora`) over its defaults; an unknown name is an `InputError`, and
+  so is another value than yes or no where the default is one of these."""
   got = dict(defaults)
   for part in filter(None, (p.strip() for p in (text or '').split(','))):
     name, equals, value = part.partition('=')
@@ -182,6 +184,8 @@ def arguments(text: str, **defaults: str) -> types.SimpleNamespace:
         f'--config=...:{text}: {part!r} is no argument of this recipe{did_you_mean(name, defaults)}\n'
         f'  arguments: {", ".join(f"{k}={v}" for k, v in defaults.items())}'
       )
+    if defaults[name] in _SWITCH and value not in _SWITCH:
+      raise InputError(f'--config=...:{text}: {name} is yes or no, not {value!r}{did_you_mean(value, _SWITCH)}')
     got[name] = value
   return types.SimpleNamespace(**got)
 

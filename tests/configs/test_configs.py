@@ -74,6 +74,14 @@ def test_it_takes_the_four_arguments_and_no_other(name):
     load(name).get_config('method=lroa')
 
 
+def test_a_switch_is_yes_or_no():
+  get = load('tag.py').get_config
+  assert [get(f'crf={v}').task.crf for v in ('yes', 'no')] == [True, False]
+  for value in ('true', 'Yes', '1', ''):
+    with pytest.raises(InputError, match=f"crf is yes or no, not '{value}'"):
+      get(f'crf={value}')
+
+
 @pytest.fixture(scope='module')
 def resolved(tiny_bert, toy_data):
   """configs/classify.py on the tiny model and the toy data."""

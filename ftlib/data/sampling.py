@@ -112,14 +112,18 @@ def weighed(column: str) -> Callable[[dict], dict]:
 
 
 def check_weights(rows: Sequence[Mapping[str, Any]], column: str) -> None:
-  """Raises `InputError` where no row has a weight above 0 in `column`, or one lacks it."""
+  """Raises `InputError` where no row has a weight above 0 in `column`, or, with its place, where one lacks it."""
   names = list(dict.fromkeys(name for row in rows for name in row))
   if column not in names:
     raise InputError(
       f'task.weight={column}: the training rows have no such column{did_you_mean(column, names)}\n{listing(names)}'
     )
-  if lacking := sum(column not in row for row in rows):
-    raise InputError(f'task.weight={column}: {lacking} of {len(rows)} training rows have none; give them 1, or 0')
+  if lacking := [i for i, row in enumerate(rows) if column not in row]:
+    where = getattr(rows, 'where', lambda i: f'row {i + 1}')
+    raise InputError(
+      f'{where(lacking[0])}: there is no "{column}" (task.weight); {len(lacking)} of {len(rows)} training rows have '
+      'none; give them 1, or 0'
+    )
   if not any(row[column] for row in rows):
     raise InputError(f'task.weight={column}: all training rows have the weight 0')
 

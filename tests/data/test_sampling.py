@@ -10,6 +10,7 @@ import pytest
 from ftlib.base.errors import InputError
 from ftlib.data import sampling
 from ftlib.data.batches import Order
+from ftlib.data.sources import Rows
 
 LABELS = np.repeat([0, 1, 2], [80, 15, 5]).astype(np.int32)
 NAMES = ['a', 'b', 'c']
@@ -145,8 +146,11 @@ def test_weights_of_rows():
   sampling.check_weights([{'w': 0.0}, {'w': 1.0}], 'w')
   for rows, words in (
     ([{'weight': 1.0}], 'no such column; did you mean "weight"'),
-    ([{'w8s': 1.0}, {'w8': 1.0}], '1 of 2 training rows have none'),
+    ([{'w8s': 1.0}, {'w8': 1.0}], 'row 1: there is no "w8"'),
     ([{'w8': 0.0}], 'all training rows have the weight 0'),
   ):
     with pytest.raises(InputError, match=words):
       sampling.check_weights(rows, 'weigth' if 'weight' in rows[0] else 'w8')
+  rows = Rows([{'w': 1.0}, {}, {}], 'train', 'DIR/train.jsonl', [3, 5, 8])
+  with pytest.raises(InputError, match=r'^DIR/train\.jsonl:5: there is no "w" \(task\.weight\); 2 of 3 training rows'):
+    sampling.check_weights(rows, 'w')

@@ -29,9 +29,9 @@ HEADLESS = True
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-  """`text`, `pair`, `label`: names of columns. `pooling`: a text's vector is that of its first token, the mean over all
-  or that of the last. `lowest`, `highest`: the scores that stand for the cosines 0 and 1 (with `opposites`, -1 and 1);
-  none for the lowest and the highest of the training rows."""
+  """`text`, `pair`, `label`: names of columns. `pooling`: a text's vector is that of its first token, the mean, the
+  largest of each feature or that of the last token. `lowest`, `highest`: the scores that stand for the cosines 0
+  and 1 (with `opposites`, -1 and 1); none for the lowest and the highest of the training rows."""
 
   text: str = 'text_a'
   pair: str = 'text_b'

@@ -31,7 +31,7 @@ class Config:
   the one behind the last].
 
   `markers`: what stands around an entity, tokens that the vocabulary keeps 'unused' or the 'text' $ and #; '' is the
-  first where there are any. `pooling`: what the head sees, the 'marks' or, of the row, 'cls', 'mean' or 'last'.
+  first where there are any. `pooling`: what the head sees, the 'marks' or, of the row, 'cls', 'mean', 'max' or 'last'.
   `other`: the label that is no relation, which the official score leaves out, '' for none.
   """
 

@@ -80,8 +80,9 @@ def right(records: Sequence[Mapping[str, Any]], count: int) -> np.ndarray | None
 def analysed(
   run: Run, examples: Examples, predictions: Mapping[str, Any], rows: Sequence[Mapping], options: Options
 ) -> dict[str, Any]:
-  """What goes into `eval/<split>.json` beside the metrics: `intervals` {metric: [low, high]}, `bootstrap` {samples,
-  level}, `slices` {by: [{slice, n, metrics, intervals}]} and, of classifiers, `calibration`. Raises `InputError`."""
+  """What goes into `eval/<split>.json` beside the metrics: `intervals` {metric: [low, high]}, also `per_class`,
+  `bootstrap` {samples, level}, `slices` {by: [{slice, n, metrics, intervals}]}, of scalars alone, and, of classifiers,
+  `calibration`. Raises `InputError`."""
   counted, total = resampling.resampled(run.task, examples, predictions, rows), resampling.count(examples)
   out = {'metric': run.task.metric, **_intervals(counted, total, options)}
   if options.slices:
@@ -177,17 +178,17 @@ def _intervals(counted: Counted, total: int, options: Options, *, within: Any = 
   if options.bootstrap == 0:
     return {}
   found = bootstrap.intervals(counted, total, samples=options.bootstrap, within=within, seconds=_SECONDS / share)
-  bounds = {n: [*b] for n, b in found.bounds.items()}
-  return {'intervals': bounds, 'bootstrap': {'samples': found.samples, 'level': found.level}}
+  return {'intervals': found.bounds, 'bootstrap': {'samples': found.samples, 'level': found.level}}
 
 
 def _slices(
   counted: Counted, groups: Sequence[tuple[str, np.ndarray]], options: Options, kinds: int
 ) -> list[dict[str, Any]]:
+  scalars = lambda counts: {n: v for n, v in counted(counts).items() if n != 'per_class'}  # noqa: E731
   out = []
   for name, within in groups:
-    found = dict(counted(within.astype(np.int64)))
-    intervals = _intervals(counted, len(within), options, within=within, share=kinds * len(groups))
+    found = scalars(within.astype(np.int64))
+    intervals = _intervals(scalars, len(within), options, within=within, share=kinds * len(groups))
     out.append({'slice': name, 'n': int(within.sum()), 'metrics': found, **intervals})
   return out
 

@@ -22,8 +22,8 @@ Predictions = Mapping[str, Any]  # of each row, arrays [N, ...] or lists
 
 
 def resampled(task: Task, examples: Examples, predictions: Predictions, rows: Sequence[Mapping[str, Any]]) -> Counted:
-  """The scalars of `task.metric_names` over counts [N] of the rows. Of answers that are generated, those that are means
-  or follow from sums."""
+  """The scalars of `task.metric_names` over counts [N] of the rows, and `per_class` where there are classes. Of answers
+  that are generated, those that are means or follow from sums."""
   own = getattr(task, 'resampled', None)
   of_task = own(examples, predictions) if own else retaken(task, examples, predictions)
   if not hasattr(task, 'judged') or 'prediction' not in predictions:
@@ -38,10 +38,11 @@ def retaken(task: Task, examples: Examples, predictions: Predictions) -> Counted
   """The general answer: `Task.metrics` of the rows, taken so many times."""
   total = count(examples)
 
-  def metrics(counts_N: np.ndarray) -> dict[str, float | None]:
+  def metrics(counts_N: np.ndarray) -> dict[str, Any]:
     rows = np.repeat(np.arange(total), counts_N)
     found = task.metrics(taken(examples, rows), {n: _at(x, rows) for n, x in predictions.items()})
-    return {n: found.get(n) for n in task.metric_names}
+    classes = {'per_class': found['per_class']} if 'per_class' in found else {}
+    return {**{n: found.get(n) for n in task.metric_names}, **classes}
 
   return metrics
 
@@ -86,8 +87,8 @@ def taken(examples: Examples, rows: np.ndarray) -> Examples:
     per_token={n: x[at] for n, x in examples.per_token.items()},
     windows=windows,
     host=host(documents),
-  )
     spans={},
+  )
 
 
 def joined(parts: Sequence[Examples]) -> Examples:
@@ -115,8 +116,8 @@ def joined(parts: Sequence[Examples]) -> Examples:
     packs=packs,
     windows=windows,
     host=together('host'),
-    notes=[*dict.fromkeys(n for p in parts for n in p.notes)],
     spans={},
+    notes=[*dict.fromkeys(n for p in parts for n in p.notes)],
   )
 
 

@@ -13,6 +13,7 @@ from ftlib.base import trees
 from ftlib.base.errors import InputError
 from ftlib.data import packing
 from ftlib.data.preview import pieces, shown
+from ftlib.evals.metrics import SHARES
 from ftlib.run import Run
 
 
@@ -84,18 +85,20 @@ def preview(run: Run, count: int, *, colour: bool) -> str:
 
 
 def table(title: str, metrics: Mapping[str, Any], intervals: Mapping[str, Any] | None = None) -> str:
-  """The scalar metrics of a split, with their intervals, and, for a few classes, theirs."""
+  """The scalar metrics of a split and, for a few classes, theirs, with their intervals."""
   rows = [(k, v) for k, v in metrics.items() if isinstance(v, int | float)]
   width = max(len(k) for k, _ in rows)
-  spread = lambda k: '  [{:.4f}, {:.4f}]'.format(*intervals[k]) if k in (intervals or {}) else ''  # noqa: E731
-  lines = [title] + [f'  {k:<{width}}  {v:.4f}{spread(k)}' for k, v in rows]
-  classes = metrics.get('per_class') or {}
+  said = lambda v, spread: f'{v:.4f}' + ('  [{:.4f}, {:.4f}]'.format(*spread) if spread else '')  # noqa: E731
+  intervals = intervals or {}
+  lines = [title] + [f'  {k:<{width}}  {said(v, intervals.get(k))}' for k, v in rows]
+  classes, spreads = metrics.get('per_class') or {}, intervals.get('per_class', {})
   if 0 < len(classes) <= 20:
-    wide = max(len(str(k)) for k in classes)
-    lines.append(f'  {"":<{wide}}  precision  recall      f1  rows')
+    cells = [('', *SHARES, 'rows')]
     for name, c in classes.items():
-      numbers = f'{c["precision"]:9.4f}  {c["recall"]:6.4f}  {c["f1"]:6.4f}  {c["support"]:>4}'
-      lines.append(f'  {name!s:<{wide}}  {numbers}')
+      own = spreads.get(name, {})
+      cells.append((str(name), *(said(c[n], own.get(n)) for n in SHARES), str(c['support'])))
+    widths = [max(map(len, column)) for column in zip(*cells)]
+    lines += ['  ' + '  '.join(f'{x:<{w}}' for x, w in zip(row, widths)).rstrip() for row in cells]
   return '\n'.join(lines)
 
 

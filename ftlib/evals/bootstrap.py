@@ -9,13 +9,18 @@ Shapes: N rows, S samples.
 
 from __future__ import annotations
 
+import array
+import collections
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
 
-Counted = Callable[[np.ndarray], Mapping[str, float | None]]  # counts [N] -> metrics, None where one is not defined
+from ftlib.evals.metrics import SHARES
+
+# counts [N] -> metrics, None where one is not defined, and, where there are classes, `per_class` as in `Task.metrics`
+Counted = Callable[[np.ndarray], Mapping[str, Any]]
 
 SAMPLES, LEVEL = 1000, 0.95
 FEWEST = 100  # samples; of fewer, the percentiles of a 95 % interval are two or three rows' chance
@@ -23,10 +28,10 @@ _DEFINED = 0.9  # share of the samples in which a metric must be defined
 
 
 class Intervals(NamedTuple):
-  """`bounds` {metric: (low, high)} and how they were found: `samples` resamples, a share of `level` between the
-  bounds."""
+  """`bounds` {metric: (low, high)}, with `per_class` {class: {precision, recall, f1: (low, high)}} where there are
+  classes, and how they were found: `samples` resamples, a share of `level` between the bounds."""
 
-  bounds: dict[str, tuple[float, float]]
+  bounds: dict[str, Any]
   samples: int
   level: float
 
@@ -69,13 +74,28 @@ def intervals(
   at all where that is fewer than `FEWEST`.
   """
   drawn = draws(n, samples=SAMPLES if samples is None else samples, seed=seed, within=within)
-  found = [counted(counts) for counts in affordable(drawn, seconds=seconds if samples is None else None)]
-  if samples is None and len(found) < FEWEST:
+  values: dict[Any, array.array] = collections.defaultdict(lambda: array.array('d'))
+  count = 0
+  for counts in affordable(drawn, seconds=seconds if samples is None else None):
+    count += 1
+    for name, value in _numbers(counted(counts)):
+      values[name].append(value)
+  if samples is None and count < FEWEST:
     return Intervals({}, 0, level)
-  bounds = {}
-  for name in found[0] if found else ():
-    values = np.array([f[name] for f in found if f.get(name) is not None], np.float64)
-    if len(values) >= _DEFINED * len(found) and values.min() < values.max():
-      low, high = np.quantile(values, [(1 - level) / 2, (1 + level) / 2])
-      bounds[name] = (float(low), float(high))
-  return Intervals(bounds, len(found), level)
+  bounds: dict[str, Any] = {}
+  for name, of_samples in values.items():
+    if len(of_samples) >= _DEFINED * count and min(of_samples) < max(of_samples):
+      low, high = np.quantile(of_samples, [(1 - level) / 2, (1 + level) / 2])
+      place = bounds
+      if isinstance(name, tuple):
+        of_class, name = name
+        place = bounds.setdefault('per_class', {}).setdefault(of_class, {})
+      place[name] = (float(low), float(high))
+  return Intervals(bounds, count, level)
+
+
+def _numbers(found: Mapping[str, Any]) -> Iterator[tuple[Any, float]]:
+  """(name, value) of each metric that is defined; of those of classes the name is (class, measure)."""
+  yield from ((name, value) for name, value in found.items() if name != 'per_class' and value is not None)
+  for of_class, one in found.get('per_class', {}).items():
+    yield from (((of_class, name), one[name]) for name in SHARES)

@@ -8,6 +8,7 @@ Shapes: N rows, C classes, K sums.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -29,7 +30,7 @@ def classification(
   names: Sequence[str],
   predictions_N: np.ndarray | None = None,
 ) -> Counted:
-  """The scalars of `metrics.classification` over the same arguments."""
+  """The scalars of `metrics.classification` over the same arguments, and `per_class`."""
   labels_N, p_NC = np.asarray(labels_N, np.int64), np.asarray(probabilities_NC, np.float64)
   C = len(names)
   cells_N = labels_N * C + (p_NC.argmax(1) if predictions_N is None else np.asarray(predictions_N))
@@ -37,15 +38,15 @@ def classification(
   loss_N = -np.log(np.clip(own_N, np.finfo(np.float64).eps, None))
   ranked = [Ranked(p_NC[:, c], labels_N == c) for c in ([1] if C == 2 else range(C))]
 
-  def counted(counts_N: np.ndarray) -> dict[str, float | None]:
+  def counted(counts_N: np.ndarray) -> dict[str, Any]:
     total = counts_N.sum()
     confusion_CC = np.bincount(cells_N, counts_N, minlength=C * C).reshape(C, C)
     right_C, true_C, said_C = np.diagonal(confusion_CC), confusion_CC.sum(1), confusion_CC.sum(0)
     accuracy = float(right_C.sum() / total)
     shares = _ratio(right_C, said_C), _ratio(right_C, true_C), _ratio(2 * right_C, true_C + said_C)
     found = {'accuracy': accuracy}
-    found |= {f'{n}_macro': float(x_C.mean()) for n, x_C in zip(('precision', 'recall', 'f1'), shares)}
-    found |= {f'{n}_micro': accuracy for n in ('precision', 'recall', 'f1')}
+    found |= {f'{n}_macro': float(x_C.mean()) for n, x_C in zip(metrics.SHARES, shares)}
+    found |= {f'{n}_micro': accuracy for n in metrics.SHARES}
     found['f1_weighted'] = float(shares[2] @ true_C / total)
     found['mcc'] = _mcc(right_C.sum(), true_C, said_C, total)
     areas = [r(counts_N) for r in ranked]
@@ -53,10 +54,15 @@ def classification(
       found[name] = None if None in areas else float(np.mean([a[i] for a in areas]))
     found['log_loss'] = float(counts_N @ loss_N / total)
     if C == 2:
-      found |= {n: float(x_C[1]) for n, x_C in zip(('precision', 'recall', 'f1'), shares)}
-    return found
+      found |= {n: float(x_C[1]) for n, x_C in zip(metrics.SHARES, shares)}
+    return {**found, 'per_class': per_class(names, shares)}
 
   return counted
+
+
+def per_class(names: Sequence, shares: Sequence[np.ndarray]) -> dict[str, dict[str, float]]:
+  """{class: {precision, recall, f1}} of these three, each [C]."""
+  return {str(n): dict(zip(metrics.SHARES, of_one)) for n, of_one in zip(names, np.stack(shares, 1).tolist())}
 
 
 def regression(scores_N: np.ndarray, predictions_N: np.ndarray) -> Counted:

@@ -18,7 +18,7 @@ import numpy as np
 SUM_TOLERANCE = 1e-3  # of a row of probabilities; float16 softmax over 50 classes stays within it
 REGRESSION = {'pearson': True, 'spearman': True, 'mse': False, 'mae': False}
 RANKING = {'roc_auc': True, 'average_precision': True}
-_SHARES = ('precision', 'recall', 'f1')
+SHARES = ('precision', 'recall', 'f1')
 
 
 def classification(
@@ -67,7 +67,7 @@ def classification(
 
   metrics = {'accuracy': float(np.mean(predictions_N == labels_N))}
   for average in ('macro', 'micro'):
-    for key, value in zip(_SHARES, scores(average)[:3]):
+    for key, value in zip(SHARES, scores(average)[:3]):
       metrics[f'{key}_{average}'] = float(value)
   metrics['f1_weighted'] = float(scores('weighted')[2])
   metrics['mcc'] = _mcc(confusion_CC, labels_N, predictions_N, sk.matthews_corrcoef)
@@ -93,9 +93,9 @@ def classification(
 
 def classification_names(classes: int) -> dict[str, bool]:
   """{scalar of `classification` over so many classes: whether higher is better}."""
-  names = ['accuracy', *(f'{s}_{average}' for average in ('macro', 'micro') for s in _SHARES), 'f1_weighted', 'mcc']
+  names = ['accuracy', *(f'{s}_{average}' for average in ('macro', 'micro') for s in SHARES), 'f1_weighted', 'mcc']
   names += ['roc_auc', 'average_precision']
-  return {**dict.fromkeys(names, True), 'log_loss': False, **dict.fromkeys(_SHARES if classes == 2 else (), True)}
+  return {**dict.fromkeys(names, True), 'log_loss': False, **dict.fromkeys(SHARES if classes == 2 else (), True)}
 
 
 def regression(scores_N: np.ndarray, predictions_N: np.ndarray) -> dict[str, float]:

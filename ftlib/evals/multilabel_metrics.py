@@ -9,18 +9,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
 from ftlib.evals import counted
+from ftlib.evals.metrics import SHARES
 
-_SHARES = ('precision', 'recall', 'f1')
 _CELLS = 2**22  # comparisons of labels that are held at once
 _AVERAGES = ('micro', 'macro', 'samples')
 NAMES = {
   'subset_accuracy': True,
   'hamming_loss': False,
-  **{f'{share}_{average}': True for average in _AVERAGES for share in _SHARES},
+  **{f'{share}_{average}': True for average in _AVERAGES for share in SHARES},
   'roc_auc': True,
   'average_precision': True,
   'lrap': True,
@@ -66,7 +67,7 @@ def multilabel(
   }
   empty = float((~labels_NC.any(axis=1) & ~predictions_NC.any(axis=1)).mean())
   for average in _AVERAGES:
-    for key, value in zip(_SHARES, scores(average)[:3]):
+    for key, value in zip(SHARES, scores(average)[:3]):
       metrics[f'{key}_{average}'] = min(1.0, float(value) + (empty if average == 'samples' else 0))
   roc_auc_C = _by_label(sk.roc_auc_score, labels_NC, probabilities_NC)
   metrics['roc_auc'] = _mean(roc_auc_C)
@@ -88,38 +89,41 @@ def multilabel(
 
 
 def resampled(
-  labels_NC: np.ndarray, probabilities_NC: np.ndarray, *, thresholds: np.ndarray | float
+  labels_NC: np.ndarray, probabilities_NC: np.ndarray, *, thresholds: np.ndarray | float, names: Sequence[str]
 ) -> counted.Counted:
-  """The scalars of `multilabel` over the same arguments, each of O(N C) for rows that stand there so many times."""
+  """The scalars of `multilabel` over the same arguments and `per_class`, each of O(N C) for rows that stand there so
+  many times."""
   y_NC, p_NC = np.asarray(labels_NC, bool), np.asarray(probabilities_NC, np.float64)
   z_NC = p_NC >= thresholds
   C = y_NC.shape[1]
   ranked = [counted.Ranked(p_NC[:, c], y_NC[:, c]) for c in range(C)]
   hits_N, said_N, true_N = (y_NC & z_NC).sum(1), z_NC.sum(1), y_NC.sum(1)
   neither_N = (said_N + true_N == 0).astype(float)
-  rows_N = [_ratio(hits_N, said_N), _ratio(hits_N, true_N), _ratio(2 * hits_N, said_N + true_N)]
+  rows_N = _shares(hits_N, said_N, true_N)
   of_rows = [(y_NC == z_NC).all(1), (y_NC != z_NC).mean(1), _lrap(y_NC, p_NC), *(x_N + neither_N for x_N in rows_N)]
   stats_NK = np.concatenate([np.stack(of_rows, 1), y_NC & z_NC, z_NC, y_NC], axis=1).astype(np.float64)
 
-  def metrics(counts_N: np.ndarray) -> dict[str, float | None]:
+  def metrics(counts_N: np.ndarray) -> dict[str, Any]:
     total = counts_N.sum()
     sums_K = counts_N @ stats_NK
     subset, hamming, lrap, *samples = (sums_K[:6] / total).tolist()
     hits_C, said_C, true_C = sums_K[6:].reshape(3, C)
     found = {'subset_accuracy': subset, 'hamming_loss': hamming, 'lrap': lrap}
-    found |= {f'{n}_samples': value for n, value in zip(_SHARES, samples)}
-    for average, (hits, said, true) in (
-      ('micro', [x_C.sum() for x_C in (hits_C, said_C, true_C)]),
-      ('macro', [hits_C, said_C, true_C]),
-    ):
-      shares = _ratio(hits, said), _ratio(hits, true), _ratio(2 * hits, said + true)
-      found |= {f'{n}_{average}': float(np.mean(x)) for n, x in zip(_SHARES, shares)}
+    found |= {f'{n}_samples': value for n, value in zip(SHARES, samples)}
+    micro, macro = _shares(hits_C.sum(), said_C.sum(), true_C.sum()), _shares(hits_C, said_C, true_C)
+    for average, shares in (('micro', micro), ('macro', macro)):
+      found |= {f'{n}_{average}': float(np.mean(x)) for n, x in zip(SHARES, shares)}
     areas = [r(counts_N) for r in ranked]
     for i, name in enumerate(('roc_auc', 'average_precision')):
       found[name] = None if None in areas else float(np.mean([a[i] for a in areas]))
-    return found
+    return {**found, 'per_class': counted.per_class(names, macro)}
 
   return metrics
+
+
+def _shares(hits: np.ndarray, said: np.ndarray, true: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+  """(precision, recall, F1), 0 where one is not defined."""
+  return _ratio(hits, said), _ratio(hits, true), _ratio(2 * hits, said + true)
 
 
 def _ratio(x: np.ndarray, y: np.ndarray) -> np.ndarray:

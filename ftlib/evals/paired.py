@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from ftlib.evals.bootstrap import FEWEST, LEVEL, SAMPLES, Counted, affordable, draws
+from ftlib.evals.metrics import flat
 
 
 def compared(
@@ -30,7 +31,7 @@ def compared(
   ones, zeros = np.ones(n, np.int64), np.zeros(n, np.int64)
   halves = lambda a, b: (counted(np.concatenate([a, zeros])), counted(np.concatenate([zeros, b])))  # noqa: E731
   here, there = halves(ones, ones)
-  names = [k for k in here if here[k] is not None and there.get(k) is not None]
+  names = [k for k in flat(here) if there.get(k) is not None]
   wanted = draws(n, samples=SAMPLES if samples is None else samples, seed=seed)
   drawn: list[dict] = []
   exchanged: list[dict] = []

@@ -22,9 +22,12 @@ def blocks(split: Split) -> str:
   return grid(calibration(split), *slices(split), against(split), attributed(split))
 
 
-def bounds(split: Split, key: str) -> tuple[float, float] | None:
-  """The stored interval of a metric."""
-  return _pair(_mapping(split.more.get('intervals')).get(key))
+def bounds(split: Split, key: str, of_class: str | None = None) -> tuple[float, float] | None:
+  """The stored interval of a metric, or of one of a class."""
+  found = _mapping(split.more.get('intervals'))
+  if of_class is not None:
+    found = _mapping(_mapping(found.get('per_class')).get(of_class))
+  return _pair(found.get(key))
 
 
 def level(split: Split) -> float:

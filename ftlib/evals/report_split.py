@@ -166,16 +166,24 @@ def _class_table(split: Split) -> str:
   for name, one in per_class.items() if isinstance(per_class, Mapping) else ():
     if isinstance(one, Mapping):
       support = number(one.get('support'))
-      f1, *shares = (number(one.get(key)) for key in ('f1', 'precision', 'recall', 'roc_auc'))
-      cells = ['–' if share is None else f'{share:.3f}' for share in shares]
+      f1, *cells = (_share(split, name, key, number(one.get(key))) for key in ('f1', 'precision', 'recall', 'roc_auc'))
       cells.append('–' if support is None else fmt.integer(support))
       if (threshold := number(one.get('threshold'))) is not None:  # of several labels a row, each has its own
         cells.append(f'{threshold:.3f}')
-      rows.append((word(name), '–' if f1 is None else bar(f1), *cells))
+      rows.append((word(name), f1, *cells))
   head = ('Class', 'F1', 'Precision', 'Recall', 'ROC AUC', 'Support', 'Threshold')
   head = head[: max(map(len, rows), default=6)]
   there = [k for k, _ in enumerate(head) if k == 0 or any(row[k] != '–' for row in rows if k < len(row))]
   return table([head[k] for k in there], [[row[k] for k in there if k < len(row)] for row in rows])
+
+
+def _share(split: Split, name: str, key: str, value: float | None) -> str:
+  """A measure of a class with its interval."""
+  if value is None:
+    return '–'
+  spread = report_more.bounds(split, key, name)
+  aside = '' if spread is None else '<span class="aside">{:.3f} to {:.3f}</span>'.format(*spread)
+  return (bar(value) if key == 'f1' else f'{value:.3f}') + aside
 
 
 def _mixed_up(confusion_CC: np.ndarray, classes: list[str]) -> str:

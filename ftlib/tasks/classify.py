@@ -161,7 +161,7 @@ class Classify:
     return {**found, 'thresholds': at} if at else found
 
   def resampled(self, examples: Examples, predictions: Mapping[str, np.ndarray]) -> counted.Counted:
-    """The scalars of `metrics` over rows that stand there so many times."""
+    """The scalars of `metrics` and `per_class` over rows that stand there so many times."""
     labels_N, found_N = windows.of_rows(examples, 'labels'), self._predicted(predictions)
     return counted.classification(labels_N, predictions['probabilities'], names=self.labels, predictions_N=found_N)
 

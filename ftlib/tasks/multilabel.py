@@ -163,9 +163,9 @@ class Multilabel:
     )
 
   def resampled(self, examples: Examples, predictions: Mapping[str, np.ndarray]) -> counted.Counted:
-    """The scalars of `metrics` over rows that stand there so many times."""
+    """The scalars of `metrics` and `per_class` over rows that stand there so many times."""
     labels_NC, at = windows.of_rows(examples, 'labels'), self._thresholds(predictions)
-    return multilabel_metrics.resampled(labels_NC, predictions['probabilities'], thresholds=at)
+    return multilabel_metrics.resampled(labels_NC, predictions['probabilities'], thresholds=at, names=self.labels)
 
   def records(self, rows: Sequence[Mapping[str, Any]], predictions: Mapping[str, np.ndarray]) -> Iterator[dict]:
     c = self.config

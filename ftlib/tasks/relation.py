@@ -18,7 +18,7 @@ from ftlib.base.types import Head
 from ftlib.data import markers, sampling
 from ftlib.data.batches import Examples
 from ftlib.data.labels import Columns
-from ftlib.evals import relations
+from ftlib.evals import counted, relations
 from ftlib.tasks import classify
 
 OBJECTIVE = 'classification'
@@ -133,21 +133,21 @@ class Relation(classify.Classify):
       notes.append(f'no label is {self.config.other!r} (task.other), so the scores are over all relations')
     return Examples(found.tokens, extra, notes=notes)
 
-  def _scores(self, examples: Examples, predictions: Mapping[str, np.ndarray], counts_N: Any = None) -> dict[str, Any]:
-    labels_N, said_N = examples.extra['labels'], predictions['probabilities'].argmax(1)
-    confusion_CC = relations.confusion(labels_N, said_N, len(self.labels), counts_N)
-    found = relations.scores(confusion_CC, [str(l) for l in self.labels], other=self.config.other)
-    return {**found, 'confusion': confusion_CC.tolist()}
+  def _confusion(self, examples: Examples, predictions: Mapping[str, np.ndarray], counts_N: Any = None) -> np.ndarray:
+    said_N = predictions['probabilities'].argmax(1)
+    return relations.confusion(examples.extra['labels'], said_N, len(self.labels), counts_N)
+
+  def _scores(self, confusion_CC: np.ndarray) -> dict[str, Any]:
+    return relations.scores(confusion_CC, [str(l) for l in self.labels], other=self.config.other)
 
   def metrics(self, examples: Examples, predictions: Mapping[str, np.ndarray]) -> dict[str, Any]:
     """Those of `ftlib/evals/relations.py`; `per_class` is by relation, `confusion` by label."""
-    return self._scores(examples, predictions)
+    confusion_CC = self._confusion(examples, predictions)
+    return {**self._scores(confusion_CC), 'confusion': confusion_CC.tolist()}
 
-  def resampled(
-    self, examples: Examples, predictions: Mapping[str, np.ndarray]
-  ) -> Callable[[np.ndarray], dict[str, float]]:
-    """The scalars of `metrics` over rows that stand there so many times."""
-    return lambda counts_N: {n: self._scores(examples, predictions, counts_N)[n] for n in relations.METRICS}
+  def resampled(self, examples: Examples, predictions: Mapping[str, np.ndarray]) -> counted.Counted:
+    """The scalars of `metrics` and `per_class` over rows that stand there so many times."""
+    return lambda counts_N: self._scores(self._confusion(examples, predictions, counts_N))
 
   def records(self, rows: Sequence[Mapping[str, Any]], predictions: Mapping[str, np.ndarray]) -> Iterator[dict]:
     """Also the texts of both entities, `e1` and `e2`."""

@@ -291,9 +291,8 @@ class Tag:
     return found
 
   def resampled(self, examples: Examples, predictions: Mapping[str, np.ndarray]) -> counted.Counted:
-    """The scalars of `metrics` over rows that stand there so many times."""
-    finish = lambda sums_S: {n: v for n, v in self._scores(sums_S).items() if n in self.metric_names}  # noqa: E731
-    return counted.sums(self._counts(examples, predictions), finish)
+    """The scalars of `metrics` and `per_class` over rows that stand there so many times."""
+    return counted.sums(self._counts(examples, predictions), self._scores)
 
   def _counts(self, examples: Examples, predictions: Mapping[str, np.ndarray]) -> np.ndarray:
     """What the measures of each row follow from, int64 [N, S]: words by tag (right, predicted, true) or, with a scheme,

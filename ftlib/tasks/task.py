@@ -17,9 +17,10 @@ What eval.py and `ftlib.predict` ask of every task has a general answer, and a t
 * rows without labels (`unlabelled`): `placeholder(row)` is a label that stands in, which no prediction depends on; by
   default the first of the label list, or 0.
 * intervals, slices and comparisons (`ftlib/resampling.py`): `resampled(examples, predictions) -> Counted`, the scalars
-  of `metric_names` over rows that stand there so many times (`ftlib/evals/counted.py` has those of classes and scores,
-  and `sums` for what follows from sums over rows); by default `metrics` of the rows themselves, which is exact and
-  slow. For that, what of `Examples.host` is of single rows or documents is a list or an array of them.
+  of `metric_names`, and `per_class`, over rows that stand there so many times (`ftlib/evals/counted.py` has those of
+  classes and scores, and `sums` for what follows from sums over rows); by default `metrics` of the rows themselves,
+  which is exact and slow. For that, what of `Examples.host` is of single rows or documents is a list or an array of
+  them.
 
 So `metrics` may depend on a row only by what `examples` (`extra`, `host`) and `predict` keep of it, not on its tokens,
 which are let go, and not on the order of the rows.
@@ -58,7 +59,8 @@ class Task(Protocol):
 
   def metrics(self, examples: Examples, predictions: Mapping[str, np.ndarray]) -> dict[str, Any]:
     """On the host: every measure over a whole split, the scalars of `metric_names` and whatever else JSON holds
-    (`per_class` and `confusion` are shown). A measure that is not defined on this split is None."""
+    (`per_class` {class: {precision, recall, f1, support}} and `confusion` are shown). A measure that is not defined on
+    this split is None."""
 
   def records(self, rows: Sequence[Mapping[str, Any]], predictions: Mapping[str, np.ndarray]) -> Iterator[dict]:
     """One JSON object a row for the predictions file: `id`, `label`, `prediction`, `text` and more."""

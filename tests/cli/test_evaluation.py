@@ -39,6 +39,9 @@ def test_intervals_slices_and_a_temperature(told, capsys):
   assert found['bootstrap'] == {'samples': 60, 'level': 0.95}
   assert set(found['intervals']) <= set(metrics) - {'loss'}
   assert f'[{low:.4f}, {high:.4f}]' in said
+  (low, high), f1 = (of['per_class']['bad']['f1'] for of in (found['intervals'], metrics))
+  assert low <= f1 <= high
+  assert f'{f1:.4f}  [{low:.4f}, {high:.4f}]' in said
   assert '95% intervals of 60 bootstrap samples' in said
   by = {one['slice']: one for one in found['slices']['genre']}
   assert {n: one['n'] for n, one in by.items()} == {'news': 8, 'drama': 16}
@@ -48,6 +51,7 @@ def test_intervals_slices_and_a_temperature(told, capsys):
   share = lambda counts: {'accuracy': counts @ right / counts.sum()}  # noqa: E731
   want = bootstrap.intervals(share, 24, samples=60, within=news).bounds.get('accuracy')
   assert by['news']['intervals'].get('accuracy') == (want and pytest.approx(want))
+  assert not any('per_class' in by['drama'][key] for key in ('metrics', 'intervals'))
   assert 'by genre: accuracy' in said
   lengths = found['slices']['length']
   assert [one['slice'] for one in lengths] == ['1-16 tokens']  # of so short rows

@@ -26,6 +26,7 @@ from ftlib.data import batches
 from ftlib.data.incoming import Incoming
 from ftlib.data.labels import CHECKS, Columns
 from ftlib.data.sources import subset
+from ftlib.evals.metrics import SHARES
 from tests import tiny
 from tests.tasks import alike
 
@@ -76,6 +77,10 @@ def built(config):
 
 def scalars(metrics):
   return {n: v for n, v in metrics.items() if isinstance(v, int | float)}
+
+
+def by_class(metrics):
+  return {(c, n): one[n] for c, one in metrics.get('per_class', {}).items() for n in SHARES}
 
 
 def answered(built, split, *, noise=0.0):
@@ -237,6 +242,7 @@ def test_metrics_of_resampled_rows(built):
   counted = resampling.resampled(built.task, examples, predictions, rows)
   got, want = counted(np.ones(len(rows), int)), built.task.metrics(examples, predictions)
   assert {n: got[n] for n in names} == pytest.approx({n: want[n] for n in names})
+  assert by_class(got) == pytest.approx(by_class(want))
   if getattr(built.settings.modules['objective'], 'COUPLED', False):
     return  # rows are compared with each other, and fewer of them are another question
   counts = np.random.default_rng(0).integers(0, 3, len(rows))
@@ -244,3 +250,4 @@ def test_metrics_of_resampled_rows(built):
   again = built.task.examples(subset(rows, drawn), built.tokenizer, limit=built.limit)
   got, want = counted(counts), built.task.metrics(again, {n: x[drawn] for n, x in predictions.items()})
   assert {n: got[n] for n in names} == pytest.approx({n: want[n] for n in names})
+  assert by_class(got) == pytest.approx(by_class(want))

@@ -16,8 +16,10 @@ def case(C, N=60, seed=0, ties=False):
 
 def same(got, want):
   assert got.keys() <= want.keys()
+  for of_class, one in got.get('per_class', {}).items():
+    assert one == pytest.approx({n: want['per_class'][of_class][n] for n in metrics.SHARES}, abs=1e-12), of_class
   for name, value in got.items():
-    assert value == (None if want[name] is None else pytest.approx(want[name], abs=1e-12)), name
+    assert name == 'per_class' or value == (None if want[name] is None else pytest.approx(want[name], abs=1e-12)), name
 
 
 @pytest.mark.parametrize('C', [2, 4])
@@ -27,7 +29,7 @@ def test_classes(C, ties):
   names = [*'abcd'][:C]
   fn = counted.classification(labels, p, names=names)
   same(fn(np.ones(60, int)), metrics.classification(labels, p, names=names))
-  assert fn(np.ones(60, int)).keys() == metrics.classification_names(C).keys()
+  assert fn(np.ones(60, int)).keys() == {*metrics.classification_names(C), 'per_class'}
   for seed in range(4):
     counts = np.random.default_rng(seed).integers(0, 3, 60)
     rows = np.repeat(np.arange(60), counts)

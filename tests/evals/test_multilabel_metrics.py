@@ -57,11 +57,15 @@ def test_rows_that_stand_there_several_times(empty):
   counts = np.random.default_rng(0).integers(0, 3, len(p))
   at = np.broadcast_to([0.3, 0.5, 0.6, 0.2], p.shape)
   rows = np.repeat(np.arange(len(p)), counts)
-  counted = resampled(labels, p, thresholds=at)
+  counted = resampled(labels, p, thresholds=at, names=CLASSES)
   for got, some in ((counted(np.ones(len(p), int)), slice(None)), (counted(counts), rows)):
     wanted = multilabel(labels[some], p[some], thresholds=at[some], names=CLASSES)
+    by_class = got.pop('per_class')
     assert got == pytest.approx({n: wanted[n] for n in NAMES})
-  assert resampled(labels[:2], p[:2], thresholds=0.5)(np.array([1, 1]))['roc_auc'] is None
+    for name, one in by_class.items():
+      assert one == pytest.approx({n: wanted['per_class'][name][n] for n in ('precision', 'recall', 'f1')})
+    assert [*by_class] == [*CLASSES]
+  assert resampled(labels[:2], p[:2], thresholds=0.5, names=CLASSES)(np.array([1, 1]))['roc_auc'] is None
 
 
 def test_a_row_that_rightly_has_none_is_right():

@@ -12,7 +12,7 @@ EVIL = '<script>alert(1)</script>"'
 MORE = {
   'metric': 'accuracy',
   'bootstrap': {'samples': 1000, 'level': 0.95},
-  'intervals': {'accuracy': [0.71, 0.93], 'mse': [2.0, 3.0]},
+  'intervals': {'accuracy': [0.71, 0.93], 'mse': [2.0, 3.0], 'per_class': {'b': {'f1': [0.4567, 0.7891]}}},
   'slices': {
     'genre': [
       {'slice': 'drama', 'n': 12, 'metrics': {'accuracy': 0.75}, 'intervals': {'accuracy': [0.5, 0.9123]}},
@@ -53,7 +53,9 @@ def folder(tmp_path):
       {'id': i, 'label': 'abc'[i % 3], 'prediction': 'abc'[p[i].argmax()], 'probabilities': p[i].tolist(), 'text': 't'}
       for i in range(40)
     ]
-    record = {'metrics': {'accuracy': 0.825, 'mse': 2.5}, 'n': 40, 'labels': ['a', 'b', 'c'], **more}
+    by_class = {c: {'precision': 0.5, 'recall': 0.7, 'f1': 0.6, 'support': 13} for c in 'abc'}
+    metrics = {'accuracy': 0.825, 'mse': 2.5, 'per_class': by_class}
+    record = {'metrics': metrics, 'n': 40, 'labels': ['a', 'b', 'c'], **more}
     (tmp_path / 'eval' / 'test.json').write_text(json.dumps(record))
     (tmp_path / 'eval' / 'temperature.json').write_text('{"temperature": 1.7}')
     for name, lines in (('predictions', rows), ('attribution', attribution)):
@@ -74,6 +76,7 @@ def test_what_the_page_says(folder):
     'interval 2 to 3',
     'By genre',
     '0.5000 to 0.9123',
+    '0.457 to 0.789',
     '0.1230',
     'T = 1.7',
     '+0.1000',

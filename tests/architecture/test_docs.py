@@ -25,3 +25,9 @@ def named(title: str) -> list[str]:
 def test_every_optimizer_and_schedule_has_a_row_in_the_docs():
   assert named('All of them') == sorted(lookup.names('optim'))
   assert named('Schedules') == sorted(schedules.NAMES)
+
+
+def test_the_readme_counts_what_there_is():
+  [row] = re.findall(r'^\| BERT .*$', (ROOT / 'README.md').read_text(), re.M)
+  counts = [int(re.match(r' (\d+)', cell)[1]) for cell in row.split('|')[2:5]]
+  assert counts == [len(lookup.names(folder)) for folder in ('peft', 'optim', 'tasks')]

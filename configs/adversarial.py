@@ -8,8 +8,8 @@
 a row's perturbation, `adversarial.epsilon`, is a first guess: what MiniLM's first block reads of a token has a norm of
 about 12. Not tuned.
 
-Measured on SST-2 (6,909 rows) with freelb and `--config.train.epochs=1`: accuracy 0.829 on validation, 0.847 on test (95 %
-interval: 0.831 to 0.863).
+Measured on SST-2 (6,909 rows) with freelb and `--config.train.epochs=1`: accuracy 0.829 on validation, 0.847 on test
+(95 % interval: 0.831 to 0.863).
 """
 
 from configs import classify

@@ -9,8 +9,9 @@ The rate is that of configs/classify.py, more for optimizers that want more (`re
 optimizer with a schedule of its own (schedule-free, l-bfgs) keeps it. docs/optimizers.md has all optimizers,
 schedules and fields.
 
-Measured on SST-2 (6,909 rows) with optim=lion and `--config.train.epochs=1`: accuracy 0.860 on validation, 0.858 on test
-(95 % interval: 0.842 to 0.874). `python benchmarks/tables/optimizers.py` compares optimizers at an equal budget of tuning.
+Measured on SST-2 (6,909 rows) with optim=lion and `--config.train.epochs=1`: accuracy 0.860 on validation, 0.858 on
+test (95 % interval: 0.842 to 0.874). `python benchmarks/tables/optimizers.py` compares optimizers at an equal budget of
+tuning.
 """
 
 import dataclasses

@@ -121,7 +121,7 @@ def built(**values):
   return tagging.build(tagging.Config(**values), labels=['O', 'B-X', 'I-X'], counts=np.array([70, 20, 10]))
 
 
-def test_cross_entropy_is_that_of_pytorch(chain):
+def test_cross_entropy_and_focal_loss_are_their_formulas(chain):
   logits, _, tags = chain
   weights = MASK * 1.0
   outputs = Outputs(None, logits=jnp.asarray(logits))
@@ -132,9 +132,12 @@ def test_cross_entropy_is_that_of_pytorch(chain):
     ({'class_weights': 'balanced', 'label_smoothing': 0.2}, [100 / 210, 100 / 60, 100 / 30]),
     ({'class_weights': 'effective', 'effective_beta': 0.0}, [1, 1, 1]),
     ({'class_weights': 'effective', 'effective_beta': 0.9}, label_weights.effective(np.array([70, 20, 10]), 0.9)),
+    ({'focal_gamma': 2.0}, [1, 1, 1]),
+    ({'focal_gamma': 0.5, 'class_weights': 'I-X=3', 'label_smoothing': 0.2}, [1, 1, 3]),
   ):
     w, s = np.array(w), values.get('label_smoothing', 0)
-    wanted = ((1 - s) * -log_p[np.arange(len(y)), y] * w[y] + s / C * (-log_p * w).sum(1)).sum(), w[y].sum()
+    nll = -log_p * (1 - np.exp(log_p)) ** values.get('focal_gamma', 0)  # Lin et al. 2017
+    wanted = ((1 - s) * nll[np.arange(len(y)), y] * w[y] + s / C * (nll * w).sum(1)).sum(), w[y].sum()
     got = built(**values).sums(outputs, batch(tags, weights))
     np.testing.assert_allclose(got['loss'], wanted, rtol=1e-5)
     right = (log_p.argmax(1) == y).sum()

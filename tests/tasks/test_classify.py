@@ -12,6 +12,7 @@ from ftlib import folder, predict, recipe, run, stream, thresholds
 from ftlib.base import lookup
 from ftlib.data.batches import Examples
 from ftlib.data.incoming import Incoming
+from ftlib.data.sources import Rows
 from ftlib.tasks import classify, similarity
 from tests import tiny
 from tests.refusal import refused
@@ -159,14 +160,29 @@ def test_what_such_a_run_is_made_of(built):
   assert set(np.asarray(first).tolist()) <= {1.0, 2.0, 3.0}
 
 
-@pytest.mark.parametrize('task', ['classify', 'multilabel', 'similarity'])
-def test_a_run_with_weights_is_built_without_its_data(settings, task):
+WEIGHED = {'text': 'text', 'weight': 'sure'}
+
+
+@pytest.mark.parametrize(
+  ('task', 'values', 'labels'),
+  [
+    ('classify', WEIGHED, ['bad', 'good']),
+    ('multilabel', WEIGHED, ['bad', 'good']),
+    ('similarity', WEIGHED, []),
+    ('relation', WEIGHED, ['bad', 'good']),
+    ('several', {'parts': 'one=classify; two=classify,weight=sure'}, ['one/bad', 'one/good', 'two/bad', 'two/good']),
+  ],
+)
+def test_rows_weigh_what_their_column_says_and_1_without_it(settings, task, values, labels):
+  """Of a run that is built without its data, too."""
   c = settings.copy_and_resolve_references()
-  c.task = recipe.component_section('task', task, text='text', weight='sure')
+  c.task = recipe.component_section('task', task, **values)
   c.objective = recipe.component_section('objective', lookup.component('tasks', task, field='task').OBJECTIVE)
-  bare = run.build(c, labels=[] if task == 'similarity' else ['bad', 'good'], data=False)
-  rows = [{'text': 'good', 'text_b': 'bad', 'label': 'bad', 'labels': ['bad'], 'score': 1.0}]
-  assert bare.task.examples(rows, bare.tokenizer, limit=bare.limit).extra['weights'].tolist() == [1.0]
+  bare = run.build(c, labels=labels, data=False)
+  row = {'text': '<e1>good</e1> <e2>bad</e2>', 'text_b': 'bad', 'label': 'bad', 'labels': ['bad'], 'score': 1.0}
+  rows = [{**row, 'task': 'two', **more} for more in ({'sure': 2.0}, {}, {'sure': 0.5})]
+  rows = Rows(rows, 'asked', 'asked.jsonl', range(len(rows)))
+  assert bare.task.examples(rows, bare.tokenizer, limit=bare.limit).extra['weights'].tolist() == [2.0, 1.0, 0.5]
 
 
 PRIVATE = {'privacy__noise_multiplier': 1.0, 'privacy__microbatch': 16, 'privacy__delta': 1e-4}

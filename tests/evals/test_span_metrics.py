@@ -28,7 +28,7 @@ def squad(text, gold):
 
 
 def cmrc(text, gold):
-  """By difflib's longest block and a split at single Chinese characters."""
+  """By difflib's longest block and a split at single Chinese characters; the cases have no words that NLTK parts."""
   plain = [re.sub('[' + re.escape(MARKS) + ']', '', t.lower().strip()) for t in (text, gold)]
   a, b = ([w for part in re.split('([一-龥])', t) for w in part.split()] for t in plain)
   run = difflib.SequenceMatcher(None, a, b, autojunk=False).find_longest_match(0, len(a), 0, len(b)).size
@@ -77,6 +77,13 @@ def test_cases_of_cmrc(text, golds, exact, f1):
   assert got == {'exact_match': exact, 'f1': pytest.approx(f1)}
   best = [float(max(of_gold)) for of_gold in zip(*(cmrc(text, g) for g in golds), strict=True)]
   assert [*got.values()] == pytest.approx(best)
+
+
+def test_what_is_not_chinese_is_cut_up_by_nltk():
+  """As the script does: a percent sign is a word, and '3.5 % 的' shares one of three with the two of '3.5 的'."""
+  assert span_metrics.segments('3.5%的') == ['3.5', '%', '的']
+  got = span_metrics.spans(['3.5%的'], [['3.5的']], language='zh')
+  assert got == {'exact_match': 0, 'f1': pytest.approx(2 * 1 / (3 + 2))}
 
 
 @pytest.mark.parametrize(('language', 'reference'), [('en', squad), ('zh', cmrc)])

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 import pytest
 
-from ftlib import attribute, judge, run
+from ftlib import attribute, judge, recipe, run
 from ftlib.base import trees
 from ftlib.base.errors import InputError
 from ftlib.data import batches
@@ -16,6 +16,7 @@ from ftlib.evals import report_data, report_more
 from ftlib.models import attention, inside
 from ftlib.tasks import several
 from tests import tiny
+from tests.contract import gold_relation
 
 IG, ROLLOUT = attribute.METHODS
 
@@ -33,6 +34,19 @@ def decoder(tmp_path_factory, toy_data):
   built = run.build(
     tiny.config(folder, toy_data, method='prompt', method__length=3, task__pooling='last'), split='test'
   )
+  return built, *built.load()
+
+
+@pytest.fixture(scope='module')
+def relation(tmp_path_factory, tiny_bert):
+  """(run, own, frozen) of an encoder whose fresh head reads two marked tokens."""
+  folder = tmp_path_factory.mktemp('relation')
+  for seed, split in enumerate(('train', 'validation', 'test')):
+    rows = gold_relation.rows(8, seed)
+    (folder / f'{split}.jsonl').write_text(''.join(json.dumps(r) + '\n' for r in rows))
+  c = tiny.config(tiny_bert, folder)
+  c.task = recipe.component_section('task', 'relation')
+  built = run.build(c, split='test')
   return built, *built.load()
 
 
@@ -104,19 +118,22 @@ def test_watched_attention_is_that_of_the_model(model):
   np.testing.assert_allclose(seen[0], want, atol=1e-5)
 
 
+@pytest.mark.parametrize('model', ['opened', 'decoder', 'relation'], indirect=True)
 def test_rollout_is_of_what_the_head_reads(model):
   built, own, frozen = model
   record = attribute.attributed(*model, 'test', [2], method=ROLLOUT, steps=1)[0]
   weights = np.array([w for _, w in record['tokens']])
   assert weights.min() >= 0
   assert weights.sum() == pytest.approx(1, abs=1e-4)
-  _, layers = inside.attended(built.method.model, trees.join(own, frozen), batch_of(built, 2))
+  batch = batch_of(built, 2)
+  _, layers = inside.attended(built.method.model, trees.join(own, frozen), batch)
   total = np.eye(layers[0].shape[2])
   for p in layers:
     total = (np.asarray(p, float)[0].mean(0) / 2 + np.eye(len(total)) / 2) @ total
   lead = built.method.tokens
-  own_row = total[-1 if built.settings.task.pooling == 'last' else 0, lead:]
-  np.testing.assert_allclose(weights, own_row / own_row.sum(), atol=2e-6)
+  read = batch['marks'][0] if 'marks' in batch else [-1 if built.settings.task.pooling == 'last' else 0]
+  onto = total[read, lead:]
+  np.testing.assert_allclose(weights, (onto / onto.sum(1, keepdims=True)).mean(0), atol=2e-6)
 
 
 def test_what_the_task_predicts_is_attributed(trained, opened):

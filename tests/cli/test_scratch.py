@@ -1,18 +1,21 @@
 """A BiLSTM from nothing: trained, moved, judged, resumed, exported and trained on, by the model in its run folder."""
 
+import itertools
 import json
+import pathlib
 import shutil
 
 import numpy as np
 import pytest
 
-from ftlib import export, fine_tune, folder, judge, recipe, scratch, show
+from ftlib import attribute, config_file, export, fine_tune, folder, judge, recipe, scratch, show
 from ftlib import run as runs
 from ftlib.base import trees
 from ftlib.base.errors import InputError
 from ftlib.io import hf
 from tests import tiny
 
+ROOT = pathlib.Path(__file__).resolve().parents[2]
 PAIRS = list(zip(tiny.rows(36, 0), tiny.rows(36, 5)))
 SMALL = {'model__scratch__hidden': 6, 'model__scratch__embedding': 5, 'train__steps': 4, 'train__eval_every': 4}
 
@@ -147,3 +150,33 @@ def test_its_vectors_leave_without_files_of_sentence_transformers(tmp_path):
   there = {p.name for p in (tmp_path / 'out').iterdir()}
   assert 'model.safetensors' in there
   assert not there & {'modules.json', 'sentence_bert_config.json', '1_Pooling'}
+
+
+def test_it_has_no_attention_to_follow(toy_data):
+  built = runs.build(config(toy_data), split='test')
+  with pytest.raises(InputError, match=r'0 of the 1 layers tell their attention.* take --method=integrated_gradients'):
+    attribute.attributed(built, *built.load(), 'test', [0], method='rollout', steps=1)
+
+
+def test_characters_of_chinese_are_tagged(tmp_path):
+  """As the recipe's docstring says, from nothing: every character is a word of the vocabulary and has a tag."""
+  people, places = ('张三', '王小明'), ('北京', '上海市')
+  rows = []
+  for who, where in itertools.product(people, places):
+    tags = ['B-PER', *['I-PER'] * (len(who) - 1), 'O', 'B-LOC', *['I-LOC'] * (len(where) - 1)]
+    rows.append({'tokens': f'{who}在{where}', 'tags': tags})
+  for split in ('train', 'validation'):
+    (tmp_path / f'{split}.jsonl').write_text(''.join(json.dumps(r) + '\n' for r in rows))
+  flags = {'train.steps': '3', 'train.eval_every': '3', 'train.batch_size': '4', 'mesh.shape': 'data=1'}
+  sizes = {'model.scratch.hidden': '6', 'model.scratch.embedding': '5'}
+  c = config_file.load(f'{ROOT}/configs/bilstm.py:data={tmp_path},task=tag', [*flags.items(), *sizes.items()])
+  fine_tune.run(c, str(tmp_path / 'run'))
+  words = json.loads((tmp_path / 'run' / 'base' / 'tokenizer.json').read_text())['model']['vocab']
+  assert {*''.join(row['tokens'] for row in rows)} <= {*words}
+  log = [json.loads(line) for line in (tmp_path / 'run' / 'metrics.jsonl').read_text().splitlines()]
+  assert np.isfinite([row['loss'] for row in log if row['split'] == 'train']).all()
+  judge.run(str(tmp_path / 'run'), split='validation', checkpoint='last')
+  lines = (tmp_path / 'run' / 'eval' / 'validation_predictions.jsonl').read_text().splitlines()
+  for row, record in zip(rows, map(json.loads, lines), strict=True):
+    assert record['tokens'] == [*row['tokens']]
+    assert len(record['prediction']) == len(row['tags'])

@@ -1,4 +1,5 @@
-"""What every task of ftlib/tasks keeps, found by listing the folder, and one from outside that has no label column.
+"""What every task of ftlib/tasks keeps, found by listing the folder, and one from outside that has no label column:
+on an encoder, and of each kind of head one on a decoder.
 
 A task added tomorrow is held to all of this by its file alone; labels of a new kind need a line in `LABELS`. Where a
 task's rows, right answers (by document) or weights are of another form, `tests/contract/gold_TASK.py` says so, by
@@ -42,9 +43,22 @@ GOLD = {stem.removeprefix('gold_'): importlib.import_module(f'tests.contract.{st
 TASKS = [n for n in ALL if n in GOLD or not HEADLESS(n)]  # tests/tasks/test_language.py has those of language models
 
 
-@pytest.fixture(scope='module', params=TASKS)
-def name(request):
+ON_A_DECODER = ('tag', 'relation', 'multiple_choice', 'embed', 'multilabel')
+
+
+@pytest.fixture(scope='module', params=[*TASKS, *(f'{n}-llama' for n in ON_A_DECODER)])
+def case(request):
   return request.param
+
+
+@pytest.fixture(scope='module')
+def name(case):
+  return case.removesuffix('-llama')
+
+
+@pytest.fixture(scope='module')
+def model(case, tiny_bert, tmp_path_factory):
+  return tiny.llama_folder(tmp_path_factory.mktemp('llama')) if case.endswith('-llama') else tiny_bert
 
 
 def plain_rows(columns, count, seed):
@@ -56,14 +70,14 @@ def plain_rows(columns, count, seed):
 
 
 @pytest.fixture(scope='module')
-def config(name, tiny_bert, tmp_path_factory):
+def config(name, model, tmp_path_factory):
   """A small config of the task, on data of its kind."""
   module = lookup.component('tasks', name, field='task.name')
   columns, folder = Columns(*module.columns(module.Config())), tmp_path_factory.mktemp('data')
   for seed, (split, count) in enumerate((('train', 96), ('validation', 32), ('test', 24))):
     rows = getattr(GOLD.get(name), 'rows', functools.partial(plain_rows, columns))(count, seed)
     (folder / f'{split}.jsonl').write_text(''.join(json.dumps(r) + '\n' for r in rows))
-  c = tiny.config(tiny_bert, folder, train__steps=24, train__eval_every=6, optim__learning_rate=2e-2)
+  c = tiny.config(model, folder, train__steps=24, train__eval_every=6, optim__learning_rate=2e-2)
   c.task, c.objective = (recipe.component_section(s, n) for s, n in (('task', name), ('objective', module.OBJECTIVE)))
   c.method.also = '' if HEADLESS(name) else c.method.also
   getattr(GOLD.get(name), 'config', lambda c: None)(c)

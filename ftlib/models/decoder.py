@@ -111,7 +111,9 @@ def make(config: Config, *, head: Head, hf: Mapping[str, str | Stored], tag: str
   """The model with a head; `tag`: Hugging Face's name of the layer that labels tokens; `options` are `Model`'s."""
   if head.kind == 'mlm':
     raise InputError('a decoder has no masked-language-model head; take an encoder, or the task lm')
-  if head.kind in ('classify', 'embed') and not head.marks and head.pooling == 'cls':
+  if head.marks:
+    raise InputError("a decoder's tokens in front of an entity have not read it; set task.pooling to last or mean")
+  if head.kind in ('classify', 'embed') and head.pooling == 'cls':
     raise InputError("the first token of a decoder's row has seen nothing of it; set task.pooling to last or mean")
   blocks = tuple(Block(config) for _ in range(config.layers))
   tied = {'lm_head.weight': 'embed/token/table'} if head.kind == 'lm' and config.tied else {}

@@ -258,7 +258,7 @@ class ClassHead(nnx.Module):
   """Logits [..., C] of vectors [..., D]. What reads every token has a bias in all families."""
 
   def __init__(self, c: Config, head: Head):
-    embed, classes = Axis('embed', c.embed * max(1, head.marks)), Axis('classes', head.classes)
+    embed, classes = Axis('embed', c.embed), Axis('classes', head.classes)
     self.out = Proj((embed,), (classes,), init=normal(c.init_std), bias=c.head_bias or head.kind in heads.TOKENWISE)
     self.transitions = heads.transitions(head)
 

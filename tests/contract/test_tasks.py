@@ -70,7 +70,7 @@ def plain_rows(columns, count, seed):
 
 
 @pytest.fixture(scope='module')
-def config(name, model, tmp_path_factory):
+def config(case, name, model, tmp_path_factory):
   """A small config of the task, on data of its kind."""
   module = lookup.component('tasks', name, field='task.name')
   columns, folder = Columns(*module.columns(module.Config())), tmp_path_factory.mktemp('data')
@@ -81,6 +81,8 @@ def config(name, model, tmp_path_factory):
   c.task, c.objective = (recipe.component_section(s, n) for s, n in (('task', name), ('objective', module.OBJECTIVE)))
   c.method.also = '' if HEADLESS(name) else c.method.also
   getattr(GOLD.get(name), 'config', lambda c: None)(c)
+  if case == 'relation-llama':
+    c.task.pooling = 'last'
   return c
 
 

@@ -138,8 +138,10 @@ def test_a_setting_can_be_vouched_for():
 def test_heads_that_decoders_do_not_have():
   with pytest.raises(InputError, match='no masked-language-model head'):
     llama.build(of('llama'), head=Head('mlm'))
-  with pytest.raises(InputError, match=r'set task\.pooling to last or mean'):
+  with pytest.raises(InputError, match=r'has seen nothing of it; set task\.pooling to last or mean'):
     llama.build(of('llama'), head=Head('classify', 2))
+  with pytest.raises(InputError, match=r'an entity have not read it; set task\.pooling to last or mean'):
+    llama.build(of('llama'), head=Head('classify', 2, 'mean', marks=2))
 
 
 def test_layers_that_all_have_a_window_turn_by_the_local_rope():

@@ -121,12 +121,12 @@ class Relation(classify.Classify):
     return relations.METRICS
 
   def examples(self, rows: Sequence[Mapping[str, Any]], tokenizer: Any, *, limit: int) -> Examples:
-    """Besides labels and weights, `marks` int32 [N, 2], the tokens that the head reads."""
+    """Besides labels and weights, where the head reads them, `marks` int32 [N, 2]: the tokens in front of entities."""
     where = getattr(rows, 'where', lambda i: f'row {i + 1}')
     found = markers.encode(
       tokenizer, [parts(self.config, r) for r in rows], limit=limit, kind=self.config.markers, where=where
     )
-    extra = {**self.labelled(rows), 'marks': found.marks}
+    extra = {**self.labelled(rows), **({'marks': found.marks} if self.head.marks else {})}
     what = {'unused': 'unused tokens of the vocabulary', 'text': 'the characters $ and #'}[found.kind]
     notes = [f'entities are marked by {what}']
     if self.config.other not in ('', *(relations.relation(str(label)) for label in self.labels)):

@@ -27,6 +27,7 @@ STYLE = {
   'svg.fonttype': 'none',
   'text.parse_math': False,  # a class may be called '$x$'
   'font.size': 10.5,
+  'axes.formatter.useoffset': False,
   'axes.labelsize': 10.5,
   'axes.labelcolor': SOFT,
   'axes.edgecolor': FAINT,
@@ -141,7 +142,7 @@ def _curves(
       axes.plot(steps[keep], values[keep], color=color, label=short(split), **style)
       heights.append(values)
     heights = np.concatenate(heights)
-    _fit_log(axes, heights) if name == 'perplexity' and heights.max() > 20 * heights.min() else _fit_loss(axes, heights)
+    fit_log(axes, heights) if name == 'perplexity' and heights.max() > 20 * heights.min() else _fit_loss(axes, heights)
     if best is not None:
       axes.axvline(best, color=SOFT, linewidth=0.9, linestyle=(0, (3, 3)), zorder=1.5)
     axes.set(xlabel='step', ylabel=name)
@@ -197,6 +198,7 @@ def metric(history: Mapping[str, Sequence[Mapping]], best: Mapping) -> Chart | N
     ring = {'marker': 'o', 'markersize': 10, 'markerfacecolor': 'none', 'markeredgecolor': INK}
     axes.plot([best_step], [at_best], linestyle='none', **ring)
     axes.margins(y=0.12)
+    _fit_score(axes)
     axes.set(xlabel='step', ylabel=short(f'{"score" if others else report_data.label(main)} on {split}', 48))
     handles, labels = axes.get_legend_handles_labels()
     _legend(axes, handles[::-1], labels[::-1])  # drawn last, on top, named first
@@ -264,14 +266,22 @@ def _fit_loss(axes, values: np.ndarray):
   axes.set_ylim(0 if 0 <= low < high / 2 else low - pad, high + pad)
 
 
-def _fit_log(axes, values: np.ndarray):
+def _fit_score(axes):
+  """At least 2 % from end to end: one evaluation, or equal ones, are no steep curve."""
+  low, high = axes.get_ylim()
+  middle, least = (low + high) / 2, 0.02 * max(abs(low), abs(high))
+  if high - low < least:
+    axes.set_ylim(middle - least / 2, middle + least / 2)
+
+
+def fit_log(axes, values: np.ndarray):
   """Powers of ten with 2 and 5 times them, in plain numbers: what falls from hundreds to a few stays readable."""
   from matplotlib.ticker import LogLocator, NullFormatter
 
   axes.set_yscale('log')
   axes.set_ylim(values.min() / 1.1, values.max() * 1.1)
   axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if values.max() < 1e4 * values.min() else (1,)))
-  axes.yaxis.set_major_formatter(lambda value, _: f'{value:g}')
+  axes.yaxis.set_major_formatter(lambda value, _: _tidy(f'{value:g}'))
   axes.yaxis.set_minor_formatter(NullFormatter())
 
 

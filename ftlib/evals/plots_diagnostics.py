@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 import numpy as np
 
 from ftlib.evals import report_data
-from ftlib.evals.plots import BLUE, CYCLE, FAINT, POINTS, RUST, SOFT, Chart, render, short, thin
+from ftlib.evals.plots import BLUE, CYCLE, FAINT, POINTS, RUST, SOFT, Chart, fit_log, render, short, thin
 
 _TITLES = {  # quantity -> (title, how to read it)
   'learning_rate': ('Learning rate by group', ''),
@@ -61,7 +61,7 @@ def _lines(found: Mapping[str, tuple[np.ndarray, np.ndarray]], slug: str, title:
       keep = thin(len(steps), POINTS)
       axes.plot(steps[keep], values[keep], color=color, label=short(group), marker='o' if len(keep) < 3 else '')
     if every.min() > 0 and every.max() > 20 * every.min():
-      axes.set_yscale('log')
+      fit_log(axes, every)
     axes.set(xlabel='step', ylabel=title.lower())
     if len(found) > 1:
       axes.legend(loc='best')

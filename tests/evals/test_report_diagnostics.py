@@ -1,6 +1,7 @@
 """The report of a run with diagnostics: a chart a quantity, the landscape, and nothing where there is nothing."""
 
 import json
+import re
 
 import pytest
 
@@ -40,6 +41,17 @@ def test_only_what_was_logged_is_drawn():
   assert len(titles) == len(diagnostics.QUANTITIES) + 1
   assert list(plots_diagnostics.curves({'train': [{'step': 1, 'loss': 1.0, 'grad_norm': 2.0}]})) == []
   assert list(plots_diagnostics.curves({})) == []
+
+
+def test_axes_are_in_plain_numbers():
+  """Of a rate that falls to a thousandth, and of scores that are nearly the same."""
+  rows = [{'step': s, 'learning_rate/a': x, 'learning_rate/b': x} for s, x in ((1, 1e-3), (2, 1e-5), (3, 1e-6))]
+  (chart,) = plots_diagnostics.curves({'train': rows})
+  assert {'>0.001<', '>0.0001<', '>1e-5<', '>1e-6<'} <= {*re.findall(r'>[^<>]+<', chart.svg)}
+  assert '$' not in chart.svg
+  scores = {'validation': [{'step': 9, 'accuracy': 0.86009, 'f1_macro': 0.86003}]}
+  ticks = [float(x) for x in re.findall(r'>(0\.[\d]+)<', plots.metric(scores, {'name': 'accuracy'}).svg)]
+  assert max(ticks) - min(ticks) > 0.01
 
 
 def test_more_groups_than_colours_are_told():

@@ -6,7 +6,11 @@
 The gradient of each row is cut to a norm, and noise is added to the sum; epsilon stands on the screen, in summary.json
 and in the report (`docs/regularisation.md` says what it means). Large batches and adapters lose the least: the noise is
 the same however many rows are in the sum, and grows with the number of what trains. `data` as in `classify.py`;
-`delta` is to be well below 1 / rows. Not tuned, and not measured.
+`delta` is to be well below 1 / rows. Not tuned.
+
+Measured on SST-2 with `--config.data.limit=2000 --config.privacy.delta=1e-4` (40 steps): epsilon 4.93, and an accuracy
+of 0.498 on test, which is chance: under this noise so few rows and steps teach LoRA nothing. All 6,909 rows (135 steps)
+have epsilon 2.94 at delta 1e-5; what they teach is not measured.
 """
 
 from configs import classify

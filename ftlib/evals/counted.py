@@ -43,26 +43,26 @@ def classification(
     confusion_CC = np.bincount(cells_N, counts_N, minlength=C * C).reshape(C, C)
     right_C, true_C, said_C = np.diagonal(confusion_CC), confusion_CC.sum(1), confusion_CC.sum(0)
     accuracy = float(right_C.sum() / total)
-    shares = _ratio(right_C, said_C), _ratio(right_C, true_C), _ratio(2 * right_C, true_C + said_C)
+    of_class = shares(right_C, said_C, true_C)
     found = {'accuracy': accuracy}
-    found |= {f'{n}_macro': float(x_C.mean()) for n, x_C in zip(metrics.SHARES, shares)}
+    found |= {f'{n}_macro': float(x_C.mean()) for n, x_C in zip(metrics.SHARES, of_class)}
     found |= {f'{n}_micro': accuracy for n in metrics.SHARES}
-    found['f1_weighted'] = float(shares[2] @ true_C / total)
+    found['f1_weighted'] = float(of_class[2] @ true_C / total)
     found['mcc'] = _mcc(right_C.sum(), true_C, said_C, total)
     areas = [r(counts_N) for r in ranked]
     for i, name in enumerate(('roc_auc', 'average_precision')):
       found[name] = None if None in areas else float(np.mean([a[i] for a in areas]))
     found['log_loss'] = float(counts_N @ loss_N / total)
     if C == 2:
-      found |= {n: float(x_C[1]) for n, x_C in zip(metrics.SHARES, shares)}
-    return {**found, 'per_class': per_class(names, shares)}
+      found |= {n: float(x_C[1]) for n, x_C in zip(metrics.SHARES, of_class)}
+    return {**found, 'per_class': per_class(names, of_class)}
 
   return counted
 
 
-def per_class(names: Sequence, shares: Sequence[np.ndarray]) -> dict[str, dict[str, float]]:
+def per_class(names: Sequence, of_class: Sequence[np.ndarray]) -> dict[str, dict[str, float]]:
   """{class: {precision, recall, f1}} of these three, each [C]."""
-  return {str(n): dict(zip(metrics.SHARES, of_one)) for n, of_one in zip(names, np.stack(shares, 1).tolist())}
+  return {str(n): dict(zip(metrics.SHARES, of_one)) for n, of_one in zip(names, np.stack(of_class, 1).tolist())}
 
 
 def regression(scores_N: np.ndarray, predictions_N: np.ndarray) -> Counted:
@@ -178,9 +178,15 @@ def _correlation(x_N: np.ndarray, y_N: np.ndarray, counts_N: np.ndarray) -> floa
   return float(np.clip(counts_N @ (x_N * y_N) / wide, -1, 1))
 
 
-def _ratio(a_C: np.ndarray, b_C: np.ndarray) -> np.ndarray:
-  """a / b, 0 where b is."""
-  return np.divide(a_C, b_C, out=np.zeros(len(a_C)), where=b_C > 0)
+def shares(hits: np.ndarray, said: np.ndarray, true: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+  """(precision, recall, F1) of counts in one shape, 0 where one is not defined."""
+  return ratio(hits, said), ratio(hits, true), ratio(2 * hits, said + true)
+
+
+def ratio(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+  """x / y, 0 where y is."""
+  x, y = np.asarray(x, np.float64), np.asarray(y, np.float64)
+  return np.divide(x, y, out=np.zeros_like(x), where=y > 0)
 
 
 def _mcc(right: float, true_C: np.ndarray, said_C: np.ndarray, total: float) -> float:

@@ -99,7 +99,7 @@ def resampled(
   ranked = [counted.Ranked(p_NC[:, c], y_NC[:, c]) for c in range(C)]
   hits_N, said_N, true_N = (y_NC & z_NC).sum(1), z_NC.sum(1), y_NC.sum(1)
   neither_N = (said_N + true_N == 0).astype(float)
-  rows_N = _shares(hits_N, said_N, true_N)
+  rows_N = counted.shares(hits_N, said_N, true_N)
   of_rows = [(y_NC == z_NC).all(1), (y_NC != z_NC).mean(1), _lrap(y_NC, p_NC), *(x_N + neither_N for x_N in rows_N)]
   stats_NK = np.concatenate([np.stack(of_rows, 1), y_NC & z_NC, z_NC, y_NC], axis=1).astype(np.float64)
 
@@ -110,7 +110,7 @@ def resampled(
     hits_C, said_C, true_C = sums_K[6:].reshape(3, C)
     found = {'subset_accuracy': subset, 'hamming_loss': hamming, 'lrap': lrap}
     found |= {f'{n}_samples': value for n, value in zip(SHARES, samples)}
-    micro, macro = _shares(hits_C.sum(), said_C.sum(), true_C.sum()), _shares(hits_C, said_C, true_C)
+    micro, macro = counted.shares(hits_C.sum(), said_C.sum(), true_C.sum()), counted.shares(hits_C, said_C, true_C)
     for average, shares in (('micro', micro), ('macro', macro)):
       found |= {f'{n}_{average}': float(np.mean(x)) for n, x in zip(SHARES, shares)}
     areas = [r(counts_N) for r in ranked]
@@ -121,17 +121,6 @@ def resampled(
   return metrics
 
 
-def _shares(hits: np.ndarray, said: np.ndarray, true: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-  """(precision, recall, F1), 0 where one is not defined."""
-  return _ratio(hits, said), _ratio(hits, true), _ratio(2 * hits, said + true)
-
-
-def _ratio(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-  """x / y, 0 where y is."""
-  x, y = np.asarray(x, np.float64), np.asarray(y, np.float64)
-  return np.divide(x, y, out=np.zeros_like(x), where=y > 0)
-
-
 def _lrap(y_NC: np.ndarray, p_NC: np.ndarray) -> np.ndarray:
   """Label ranking average precision of each row [N], 1 where it has none of the labels or all."""
   N, C = y_NC.shape
@@ -140,7 +129,7 @@ def _lrap(y_NC: np.ndarray, p_NC: np.ndarray) -> np.ndarray:
     above_nCC = p_NC[some, None, :] >= p_NC[some, :, None]  # [n, j, k]: k is at least as probable as j
     right_NC[some] = (above_nCC & y_NC[some, None, :]).sum(2) / above_nCC.sum(2)
   plain_N = ~y_NC.any(1) | y_NC.all(1)
-  return np.where(plain_N, 1.0, _ratio((right_NC * y_NC).sum(1), y_NC.sum(1)))
+  return np.where(plain_N, 1.0, counted.ratio((right_NC * y_NC).sum(1), y_NC.sum(1)))
 
 
 def _by_label(score, labels_NC: np.ndarray, probabilities_NC: np.ndarray) -> list[float | None]:

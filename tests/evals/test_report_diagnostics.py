@@ -49,6 +49,8 @@ def test_axes_are_in_plain_numbers():
   (chart,) = plots_diagnostics.curves({'train': rows})
   assert {'>0.001<', '>0.0001<', '>1e-5<', '>1e-6<'} <= {*re.findall(r'>[^<>]+<', chart.svg)}
   assert '$' not in chart.svg
+  still = [{'step': s, 'param_norm/a': 5 + s * 1e-5} for s in (1, 2)]
+  assert '>5.0000' in next(plots_diagnostics.curves({'train': still})).svg
   scores = {'validation': [{'step': 9, 'accuracy': 0.86009, 'f1_macro': 0.86003}]}
   ticks = [float(x) for x in re.findall(r'>(0\.[\d]+)<', plots.metric(scores, {'name': 'accuracy'}).svg)]
   assert max(ticks) - min(ticks) > 0.01

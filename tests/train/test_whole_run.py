@@ -86,12 +86,12 @@ def test_zeros_of_l1_and_the_rates_of_groups_are_logged_unasked(tiny_bert, toy_d
   """A plateau of half lowers the head alone; the rate without a group's name is that of the rest."""
   monkeypatch.setattr(report, 'write', lambda where: where / 'report.html')
   head = {'pattern': '^head/', 'learning_rate': 0.5, 'schedule': 'plateau', 'l1': 2.0}
-  values = {'optim__groups': {'head': head}, 'optim__schedule': 'constant', 'optim__warmup': 0.0}
+  values = {'optim__groups': {'head': head}, 'optim__schedule': 'linear', 'optim__warmup': 0.0}
   config = tiny.config(tiny_bert, toy_data, method='head', **{**values, 'train__steps': 2, 'train__log_every': 2})
   config.method.also = 'pooler'
   fine_tune.run(config, str(tmp_path / 'w'))
   row = next(r for r in map(json.loads, (tmp_path / 'w' / 'metrics.jsonl').open()) if r['split'] == 'train')
-  rates = {'learning_rate': 0.01, 'learning_rate/default': 0.01, 'learning_rate/head': 0.5}
+  rates = {'learning_rate': 0.005, 'learning_rate/default': 0.005, 'learning_rate/head': 0.5}  # of the second step
   assert {k: row[k] for k in row if 'rate' in k} == pytest.approx(rates)
   assert [k for k in row if k.startswith('zeros/')] == ['zeros/head', 'zeros/default']
   assert row['zeros/head'] > 0.5

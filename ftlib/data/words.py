@@ -23,10 +23,10 @@ from ftlib.data.tokens import Tokens
 
 _CHUNK = 1024
 _UNSPACED = (  # scripts written without spaces: kana, Han, Thai, Lao, Khmer, Burmese, and full-width forms
-  '\u3000-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\uff00-\uffef\u0e00-\u0eff\u1780-\u17ff\u1000-\u109f'
+  '\u3001-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\uff00-\uffef\u0e00-\u0eff\u1780-\u17ff\u1000-\u109f'
   '\U00020000-\U0003ffff'
 )
-_FIRST_UNSPACED = re.compile(f'[{_UNSPACED}]')
+_LETTER_UNSPACED = re.compile(f'[{_UNSPACED}]')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,8 +50,9 @@ def characters(text: str) -> list[str]:
 
 
 def unspaced(text: str) -> bool:
-  """Whether a text is of a script that has no spaces between words."""
-  return bool(_FIRST_UNSPACED.search(text))
+  """Whether a fifth or more of a text is of scripts that have no spaces between words."""
+  found = len(_LETTER_UNSPACED.findall(text))
+  return found > 0 and 5 * found >= len(characters(text))
 
 
 def joined(words: Sequence[str]) -> str:

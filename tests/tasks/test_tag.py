@@ -62,6 +62,9 @@ def tag_config(model, data, **task):
     ({'units': 'characters'}, 'a b', ['O', 'O'], ['a', 'b']),
     ({}, 'a film', None, ['a', 'film']),
     ({}, '电影', None, ['电', '影']),
+    ({}, 'EU rejects 北京 call', None, ['EU', 'rejects', '北京', 'call']),
+    ({}, 'EU\u3000rejects\u3000a\u3000call', None, ['EU', 'rejects', 'a', 'call']),
+    ({}, '我用 EU 卡', None, ['我', '用', 'E', 'U', '卡']),
   ],
 )
 def test_texts_are_cut_up_as_there_are_tags(values, given, tags, wanted):

@@ -85,14 +85,11 @@ class Incoming:
       yield from self._parsed(sys.stdin, shown)
       return
     try:
-      file = open(os.path.expanduser(self.path), encoding=self._encoding(), newline='')  # noqa: SIM115 - closed below
+      file = open(os.path.expanduser(self.path), encoding=self.encoding, newline='')  # noqa: SIM115 - closed below
     except LookupError as e:
       raise InputError(f'--encoding={self.encoding}: {e}; usual ones: utf-8, utf-16, latin-1, gb18030') from e
     with file:
       yield from self._parsed(file, shown)
-
-  def _encoding(self) -> str:
-    return 'utf-8-sig' if self.encoding.lower().replace('-', '') == 'utf8' else self.encoding
 
   def _parsed(self, lines: Iterable[str], shown: str) -> Iterator[tuple[int, int, dict[str, Any]]]:
     lines = self._sound(lines, shown)
@@ -123,7 +120,7 @@ class Incoming:
     return dict(zip(self.texts, parts))
 
   def _sound(self, lines: Iterable[str], shown: str) -> Iterator[str]:
-    """The lines, as long as they can be decoded and hold no NUL."""
+    """The lines without a byte order mark, as long as they can be decoded and hold no NUL."""
     number, rest = 0, iter(lines)
     while True:
       try:
@@ -137,6 +134,7 @@ class Incoming:
           f'{"--encoding=" if self.field == "--input" else "data.encoding of the run"}'
         ) from e
       number += 1
+      line = line.removeprefix('\ufeff') if number == 1 else line
       if fault := re.search('[\0\ud800-\udfff]', line):
         raise InputError(f'{shown}:{number}: the character {fault[0]!a} stands in the text\nRemove it.')
       yield line

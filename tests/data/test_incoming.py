@@ -81,6 +81,14 @@ def test_the_standard_input(monkeypatch):
   assert read('-', format='jsonl')[0] == [{'id': 0, 'text': 'a'}]
 
 
+@pytest.mark.parametrize(('format', 'data'), [('txt', 'a\n'), ('jsonl', '{"text": "a"}\n'), ('csv', 'text\na\n')])
+def test_a_byte_order_mark_is_no_text(monkeypatch, tmp_path, format, data):
+  monkeypatch.setattr('sys.stdin', io.StringIO('\ufeff' + data))
+  assert read('-', format=format)[0] == [{'id': 0, 'text': 'a'}]
+  path = written(tmp_path, f'a.{format}', ('\ufeff' + data).encode('utf-16-le'))
+  assert read(path, encoding='utf-16-le')[0] == [{'id': 0, 'text': 'a'}]
+
+
 def test_only_a_piece_is_held(tmp_path, monkeypatch):
   """Lines are asked for as pieces are: after the first piece of two, no more than the third has been read."""
   asked = []

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from ftlib.base.errors import InputError, did_you_mean, listing
@@ -61,15 +61,15 @@ def classes(splits: Splits, column: str, notes: list[str]) -> Splits:
     raise InputError(f'task.label: "{column}" is of several kinds, first seen at\n{seen}\nWrite all labels one way.')
   if 'boolean' in first:
     notes.append(f'labels: the booleans of "{column}" are taken as the strings "false" and "true"')
-  _note_alike(splits, column, notes)
+  _note_alike((row[column] for rows in splits.values() for row in rows), notes)
   plain = {bool: lambda v: str(v).lower(), float: int}
   return _mapped(splits, column, lambda v: plain[type(v)](v) if type(v) in plain else v)
 
 
-def _note_alike(splits: Splits, column: str, notes: list[str]) -> None:
-  """Of strings that differ in case or spaces alone, most likely by a slip: two classes where one was meant."""
+def _note_alike(values: Iterable[Any], notes: list[str]) -> None:
+  """Of labels that differ in case or spaces alone, most likely by a slip: two classes where one was meant."""
   spelt: dict[str, list[str]] = {}
-  for value in sorted({row[column] for rows in splits.values() for row in rows if isinstance(row[column], str)}):
+  for value in sorted({v for v in values if isinstance(v, str)}):
     spelt.setdefault(' '.join(value.split()).casefold(), []).append(value)
   if alike := [repr(names)[1:-1] for names in spelt.values() if len(names) > 1]:
     more = f' (and {len(alike) - 1} more such)' if len(alike) > 1 else ''
@@ -90,6 +90,7 @@ def label_sets(splits: Splits, column: str, notes: list[str]) -> Splits:
     raise InputError(f'task.label: "{column}" holds strings and integers, first seen at\n{seen}\nWrite all one way.')
   if twice := sum(len({*row[column]}) < len(row[column]) for rows in splits.values() for row in rows):
     notes.append(f'labels: {twice} rows have one twice in "{column}", which counts once')
+  _note_alike((v for rows in splits.values() for row in rows for v in row[column]), notes)
   return _mapped(splits, column, lambda v: v if len({*v}) == len(v) else list(dict.fromkeys(v)))
 
 
@@ -121,6 +122,7 @@ def tags(splits: Splits, column: str, notes: list[str]) -> Splits:
       f'task.label: the tags of "{column}" are of several kinds, first seen at\n{listing(first.values())}\n'
       'Write all tags one way.'
     )
+  _note_alike((v for rows in splits.values() for row in rows for v in row[column]), notes)
   return splits
 
 

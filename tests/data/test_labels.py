@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 
 from ftlib.base.errors import InputError
-from ftlib.data.labels import Columns
+from ftlib.data.labels import CHECKS, Columns
 from ftlib.data.preparation import Config, load
+from ftlib.data.sources import Rows
 
 
 def written(path: Path, scores: list) -> str:
@@ -76,3 +77,16 @@ def test_every_split_has_its_share_though_each_score_is_of_its_own(tmp_path):
   data = prepared(written(tmp_path / 'a.jsonl', [i / 7 for i in range(200)]), split='0.7,0.2,0.1')
   assert {n: len(rows) for n, rows in data.splits.items()} == {'train': 140, 'validation': 40, 'test': 20}
   assert len(prepared(written(tmp_path / 'b.jsonl', [i / 7 for i in range(200)]), limit=50).splits['train']) == 50
+
+
+@pytest.mark.parametrize(('kind', 'one', 'other'), [('labels', 'Joy', 'joy '), ('tags', 'B-PER', 'B-Per')])
+def test_labels_of_lists_that_differ_in_case_or_spaces_are_noted(kind, one, other):
+  def noted(*lists):
+    rows, notes = Rows([{'own': v} for v in lists], 'train', 'a.jsonl', range(1, len(lists) + 1)), []
+    CHECKS[kind]({'train': rows}, 'own', notes)
+    return notes
+
+  assert noted([one], [one, other]) == [
+    f'labels: {one!r}, {other!r} differ in case or spaces alone, and are classes of their own'
+  ]
+  assert noted([one, 'x'], ['x']) == noted([1, 2], [2]) == []

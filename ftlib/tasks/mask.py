@@ -134,7 +134,7 @@ class Mask(Language):
 
   def records(self, rows: Sequence[Mapping[str, Any]], predictions: Mapping[str, np.ndarray]) -> Iterator[dict]:
     for i, row in enumerate(rows):
-      yield {'id': i, **self._scores(predictions, i), 'text': row[self.config.text][:400]}
+      yield {'id': row.get('id', i), **self._scores(predictions, i), 'text': row[self.config.text][:400]}
 
 
 def fixed(

@@ -210,6 +210,12 @@ def test_metrics_know_better_from_worse(built):
     assert (worse[name] < best[name]) is higher, name
 
 
+def test_records_have_the_ids_of_their_rows(built):
+  predictions = {n: np.ones(2, np.float32) for n in ('nll', 'correct', 'counted')}
+  found = built.task.records([{'text': 'a', 'id': 'x'}, {'text': 'b'}], predictions)
+  assert [record['id'] for record in found] == ['x', 1]
+
+
 def test_it_trains_and_is_evaluated(config, tmp_path, capsys):
   c = config(train__packing=True, train__steps=40, train__eval_every=20)
   fine_tune.run(c, str(tmp_path / 'run'))

@@ -7,6 +7,7 @@ stands in the test split must not change with an update.
 
 from __future__ import annotations
 
+import heapq
 from collections import Counter
 from collections.abc import Sequence
 from typing import Any
@@ -66,9 +67,13 @@ def by_labels(labels: Sequence[Sequence], shares: np.ndarray, seed: int) -> np.n
   for wanted in lacking.values():
     wanted[0] = max(wanted[0], 1.0)
   left = {value: len(rows) for value, rows in members.items()}
+  next_ones = [(count, str(value), value) for value, count in left.items()]  # also of counts that are no more
+  heapq.heapify(next_ones)
   split_of = np.full(len(labels), -1)
   while left:
-    value = min(left, key=lambda v: (left[v], str(v)))
+    count, _, value = heapq.heappop(next_ones)
+    if left.get(value) != count:
+      continue
     for i in members[value]:
       if split_of[i] < 0:
         open_ones = [s for s in range(len(shares)) if room[s]]
@@ -79,6 +84,7 @@ def by_labels(labels: Sequence[Sequence], shares: np.ndarray, seed: int) -> np.n
           lacking[other][s] -= 1
           if other in left:
             left[other] -= 1
+            heapq.heappush(next_ones, (left[other], str(other), other))
     del left[value]
   bare = [i for i in order if split_of[i] < 0]
   split_of[bare] = np.repeat(np.arange(len(shares)), room)

@@ -56,6 +56,21 @@ def test_the_rarest_label_is_dealt_first_and_to_whom_it_lacks_most():
     assert np.bincount(found[at]).tolist() == [len(at) // 2] * 2
 
 
+def test_the_work_does_not_grow_with_the_square_of_the_labels():
+  class Name(str):
+    """A label that counts how often it is looked at to find the next one."""
+
+    seen = 0
+
+    def __str__(self):
+      Name.seen += 1
+      return str.__str__(self)
+
+  rows = [[Name(f'l{i}'), Name(f'l{(i + 1) % 200}')] for i in range(200)]
+  splitting.by_labels(rows, SHARES, 0)
+  assert Name.seen <= 200 + 400  # each label once, and once more for each row that it goes with
+
+
 def test_a_label_of_one_row_is_trained_on():
   rows = [['a'] for _ in range(50)] + [['b'], ['a', 'c']]
   for seed in range(5):

@@ -69,9 +69,10 @@ def intervals(
 ) -> Intervals:
   """Percentile intervals of every metric over `n` rows, or those `within`.
 
-  A metric that is the same in all samples (an accuracy of 1) has none: the rows say nothing of how far it may be off.
-  Nor has one that is not defined in a tenth of them. `samples` None: `SAMPLES`, or as many as `seconds` allow, and none
-  at all where that is fewer than `FEWEST`.
+  A metric that is the same in all samples (an accuracy of 1) or between the bounds has none: the rows say nothing of
+  how far it may be off. Nor has one that is not defined in a tenth of them, or whose own value is outside the bounds,
+  as that of a mean over classes some of which every sample lacks. `samples` None: `SAMPLES`, or as many as `seconds`
+  allow, and none at all where that is fewer than `FEWEST`.
   """
   drawn = draws(n, samples=SAMPLES if samples is None else samples, seed=seed, within=within)
   values: dict[Any, array.array] = collections.defaultdict(lambda: array.array('d'))
@@ -82,10 +83,11 @@ def intervals(
       values[name].append(value)
   if samples is None and count < FEWEST:
     return Intervals({}, 0, level)
+  seen = dict(_numbers(counted(np.ones(n, np.int64) if within is None else within.astype(np.int64))))
   bounds: dict[str, Any] = {}
   for name, of_samples in values.items():
-    if len(of_samples) >= _DEFINED * count and min(of_samples) < max(of_samples):
-      low, high = np.quantile(of_samples, [(1 - level) / 2, (1 + level) / 2])
+    low, high = np.quantile(of_samples, [(1 - level) / 2, (1 + level) / 2])
+    if len(of_samples) >= _DEFINED * count and low < high and low <= seen.get(name, np.nan) <= high:
       place = bounds
       if isinstance(name, tuple):
         of_class, name = name

@@ -50,6 +50,17 @@ def test_what_says_nothing_has_no_interval():
   assert bootstrap.intervals(counted, 10, samples=0) == ({}, 0, 0.95)
 
 
+def test_an_interval_holds_its_value_and_has_a_width():
+  """Every sample lacks some of 30 classes of two rows; hardly one lacks all of four rows."""
+
+  def counted(counts):
+    there = counts.reshape(30, 2).any(1)
+    return {'macro': float(there.mean()), 'recall': float(counts[:4].any()), 'accuracy': float(counts[:50].sum() / 60)}
+
+  found = bootstrap.intervals(counted, 60, samples=300).bounds
+  assert set(found) == {'accuracy'}
+
+
 def test_time_is_kept_unless_samples_are_asked_for(monkeypatch):
   now = [0.0]
   monkeypatch.setattr(bootstrap.time, 'perf_counter', lambda: now[0])

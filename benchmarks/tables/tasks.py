@@ -84,7 +84,7 @@ TASKS = {
   'mrpc': Task('classify', ('accuracy', 'f1'), 600, 400, 80, values=PAIR),
   'mrpc_vectors': Task('embed', ('roc_auc',), 600, 400, 40, data='mrpc', scores=PARAPHRASE),
   'stsb': Task('embed', ('spearman',), 800, 400, 32),
-  'goemotions': Task('multilabel', ('lrap',), 1500, 500, 32),
+  'goemotions': Task('multilabel', ('lrap',), 1500, 500, 32, values={'task.threshold': 0.5}),
   'conll2003': Task('tag', ('f1',), 1200, 500, 48),
   'squad': Task('extract', ('f1',), 500, 150, 192),
   'semeval2010_task8': Task('relation', ('f1_macro',), 1200, 500, 48),

@@ -39,7 +39,8 @@ class Config:
   training rows have. `pooling`: what the head sees of an option, as in classify.
 
   An option is read as the second text of a pair: the question and the option, or the context and both, with a space
-  between. `train.max_length` is that of one option with its question and context; the first text loses its end.
+  between. `train.max_length` is that of one option with its question and context; the first text loses
+  its end, and only then the second its beginning.
   """
 
   question: str = 'question'
@@ -178,8 +179,8 @@ class MultipleChoice:
 def _encoded(
   tokenizer: Any, pairs: Sequence[tuple[str, str]], packs: Sequence[np.ndarray], limit: int
 ) -> tokens.Tokens:
-  """Pairs of texts, of which the first loses its end until both fit, and the second only what is longer by itself;
-  `truncated` counts rows."""
+  """Pairs of texts, of which the first loses its end until both fit, and the second, which ends with the option, its
+  beginning where it is longer by itself; `truncated` counts rows."""
   ids, types, long = [], [], []
   between = passages.apart(tokenizer)
   for start in range(0, len(pairs), _CHUNK):
@@ -191,7 +192,7 @@ def _encoded(
       kept = range(len(row))
       if len(row) > limit:
         own = np.array([-1 if text is None else text for text in found.sequence_ids(j)])
-        order = [*np.flatnonzero(own == -1), *np.flatnonzero(own == 1), *np.flatnonzero(own == 0)]
+        order = [*np.flatnonzero(own == -1), *np.flatnonzero(own == 1)[::-1], *np.flatnonzero(own == 0)]
         kept = sorted(order[:limit])
       long.append(len(row) > limit)
       ids.append([row[t] for t in kept])

@@ -113,7 +113,8 @@ class Retrieve(Pairs):
 def ranked(asked_ND: np.ndarray, answer_ND: np.ndarray, texts_NS: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
   """(the place of each row's answer, 1 the first; the row whose answer is first), int64 [N].
 
-  Candidates are the different answers of all rows. What else answers the same text takes no place before a row's own.
+  Candidates are the different answers of all rows. What else answers the same text takes no place before a row's own;
+  any other that is as near does, so that vectors which are all alike find nothing.
   """
   _, at, column = np.unique(texts_NS[:, 1], return_index=True, return_inverse=True)
   candidates_DP, column = answer_ND[at].T, column.reshape(-1)
@@ -128,5 +129,5 @@ def ranked(asked_ND: np.ndarray, answer_ND: np.ndarray, texts_NS: np.ndarray) ->
     first[here] = at[cosine_BP.argmax(1)]
     for i, row in enumerate(here):
       cosine_BP[i, also[int(texts_NS[row, 0])]] = -np.inf
-    places[here] = 1 + (cosine_BP > own_B[:, None]).sum(1)
+    places[here] = 1 + (~(cosine_BP < own_B[:, None])).sum(1)
   return places, first

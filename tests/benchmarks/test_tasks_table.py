@@ -57,13 +57,13 @@ def test_the_table(tasks):
   both = row('ftlib', [0.7, 0.7, 0.7], 'mrpc', rows=600)
   both['scores']['f1'] = [0.8, 0.8, 0.8]
   rows = [row('ftlib', [0.5, 0.6, 0.7]), row('pytorch', [0.5, 0.6, 0.7]), both]
-  rows += [row('ftlib', [0.1, 0.1, 0.1], 'msra_ner_bilstm', 'f1', 800, 300)]
+  rows += [row('ftlib', [0.1, 0.1, 0.1], 'msra_ner_bilstm', 'f1', 8000, 300)]
   lines = tasks.render(rows).splitlines()
   assert lines[2:] == [
     '| sst2 | classify | MiniLM | accuracy | 1,000 / 400 | 0.600 ± 0.100 | 0.600 ± 0.100 | +0.0 |',
     '| mrpc | classify | MiniLM | accuracy | 600 / 400 | 0.700 ± 0.000 |  |  |',
     '| mrpc | classify | MiniLM | f1 | 600 / 400 | 0.800 ± 0.000 |  |  |',
-    '| msra_ner | tag | BiLSTM from nothing | f1 | 800 / 300 | 0.100 ± 0.000 |  |  |',
+    '| msra_ner | tag | BiLSTM from nothing | f1 | 8,000 / 300 | 0.100 ± 0.000 |  |  |',
   ]
 
 

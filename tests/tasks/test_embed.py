@@ -137,7 +137,7 @@ def test_two_scores_are_judged_as_classes_too():
 
 
 def test_ranks_by_hand():
-  """Texts 0 and 1 have the same answer; text 2 stands there twice, with two answers; the last is second best."""
+  """Texts 0 and 1 have the same answer; text 2 stands there twice, with two answers; the last is second best at most."""
   asked = np.array([[1.0, 0], [0.9, 0.1], [0, 1], [0, 1], [0.6, 0.8]])
   answer = np.array([[1.0, 0], [1, 0], [0.1, 0.9], [0, 1], [0.8, 0.5]])
   texts = np.array([[0, 10], [1, 10], [2, 11], [2, 12], [3, 13]])
@@ -145,10 +145,17 @@ def test_ranks_by_hand():
   assert places.tolist() == [1, 1, 1, 1, 1]
   assert first.tolist() == [0, 0, 3, 3, 4]
   places, first = retrieve.ranked(asked, answer[[0, 0, 3, 2, 2]], texts)
-  assert places.tolist() == [1, 1, 1, 1, 2]
+  assert places.tolist() == [1, 1, 1, 2, 3]  # 12 and 13 have the same vector: neither is ahead of the other
   assert first.tolist() == [0, 0, 2, 2, 2]
   texts[3, 0] = 4  # another text of the same vector: now the other answer is wrong for it
-  assert retrieve.ranked(asked, answer[[0, 0, 3, 2, 2]], texts)[0].tolist()[:4] == [1, 1, 1, 2]
+  assert retrieve.ranked(asked, answer[[0, 0, 3, 2, 2]], texts)[0].tolist()[:4] == [1, 1, 1, 3]
+
+
+@pytest.mark.parametrize('value', [1.0, np.nan])
+def test_vectors_that_are_all_alike_find_nothing(value):
+  texts = np.arange(12).reshape(6, 2)
+  same = np.full((6, 3), value)
+  assert retrieve.ranked(same, same, texts)[0].min() >= 6
 
 
 def test_the_same_text_has_the_same_number(config):

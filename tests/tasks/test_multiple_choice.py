@@ -76,7 +76,7 @@ def test_with_a_context_question_and_option_are_the_second_text(tokenizer):
   assert tokenizer.decode(cut.tokens.ids[:8]) == '[CLS] the film [SEP] was it good [SEP]'
   assert cut.tokens.truncated == 1  # of rows
   least = own.examples(rows, tokenizer, limit=5)
-  assert tokenizer.decode(least.tokens.ids[:5]) == '[CLS] [SEP] was it [SEP]'
+  assert tokenizer.decode(least.tokens.ids[:5]) == '[CLS] [SEP] it good [SEP]'  # the option last of all
 
 
 def test_an_option_has_the_score_that_it_has_alone(tokenizer):

@@ -137,7 +137,7 @@ def test_two_scores_are_judged_as_classes_too():
 
 
 def test_ranks_by_hand():
-  """Texts 0 and 1 have the same answer; text 2 stands there twice, with two answers; the last is second best at most."""
+  """Texts 0 and 1 have the same answer; text 2 stands there twice, with two answers."""
   asked = np.array([[1.0, 0], [0.9, 0.1], [0, 1], [0, 1], [0.6, 0.8]])
   answer = np.array([[1.0, 0], [1, 0], [0.1, 0.9], [0, 1], [0.8, 0.5]])
   texts = np.array([[0, 10], [1, 10], [2, 11], [2, 12], [3, 13]])

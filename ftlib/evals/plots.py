@@ -223,7 +223,7 @@ def trace(history: Mapping[str, Sequence[Mapping]], key: str, *, title: str, smo
       keep = thin(len(steps), POINTS)
       axes.plot(steps[keep], values[keep], color=BLUE, marker='o' if len(steps) == 1 else '')
       axes.set_ylim(bottom=min(0, values.min()))
-    form = '{:.2g}' if values.max() >= 0.01 else '{:.1e}'
+    form = '{:.6g}' if np.abs(values).max() >= 0.01 else '{:.4e}'
     axes.yaxis.set_major_formatter(lambda value, _: _tidy(form.format(value)))
     axes.set(xlabel='step', ylabel=title.lower())
 
@@ -286,8 +286,8 @@ def fit_log(axes, values: np.ndarray):
 
 
 def _tidy(number: str) -> str:
-  """'5.0e-05' as '5e-5', and zero as '0'."""
-  return re.sub(r'(?:\.0)?e([+-])0?', r'e\1', number) if float(number) else '0'
+  """'5.0000e-05' as '5e-5', and zero as '0'."""
+  return re.sub(r'(?:\.0+|(\.\d*?)0+)?e([+-])0?', r'\1e\2', number) if float(number) else '0'
 
 
 def _inline(svg: str, slug: str) -> str:

@@ -244,6 +244,23 @@ def test_learning_rate_ticks_are_short():
   assert all(len(tick) <= 6 for tick in ticks)
 
 
+@pytest.mark.parametrize(
+  ('values', 'wanted'),
+  [
+    (np.linspace(0.98, 1.02, 9), {'0.98', '0.99', '1', '1.01', '1.02'}),
+    (np.linspace(90, 160, 9), {'100', '120', '140', '160'}),
+    (np.linspace(-120, -90, 9), {'-120', '-110', '-100', '-90'}),
+    (np.linspace(1e-5, 1.1e-5, 9), {'1e-5', '1.02e-5', '1.04e-5'}),
+  ],
+)
+def test_ticks_are_told_apart(values, wanted):
+  rows = [{'step': i, 'grad_norm': v} for i, v in enumerate(values)]
+  said = texts(plots.trace({'train': rows}, 'grad_norm', title='Norm', smoothed=True))
+  assert wanted <= set(said)
+  numbers = [text for text in said if re.match(r'[-\N{MINUS SIGN}]?\d', text)]
+  assert not any('e+' in text for text in numbers)
+
+
 @pytest.mark.parametrize('C', [2, 6, 7, 25, 50, 70])
 def test_confusion_of_any_size(C):
   counts = np.diag(np.arange(C)) + 3 * np.eye(C, k=1, dtype=int)  # class 0: no hit; no NaN from the empty last row

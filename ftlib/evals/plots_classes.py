@@ -219,8 +219,9 @@ def confidence(judged: Judged, *, slug: str) -> Chart:
 
 def _bins(judged: Judged) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
   """Edges [11] of ten bins of confidence, and in each bin: examples, right ones."""
-  # The winner of two classes has at least one half: bins below would always be empty.
-  edges = np.linspace(0.5 if judged.probabilities_NC.shape[1] == 2 else 0.0, 1, 11)
+  # The likelier of two classes has at least one half: bins below are empty, unless a threshold decides otherwise.
+  high = judged.probabilities_NC.shape[1] == 2 and judged.confidence_N.min() >= 0.5
+  edges = np.linspace(0.5 if high else 0.0, 1, 11)
   bin_N = np.clip(np.digitize(judged.confidence_N, edges) - 1, 0, 9)
   count, right = (np.bincount(bin_N, w, minlength=10) for w in (None, judged.correct_N))
   return edges, count, right

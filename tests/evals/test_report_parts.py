@@ -308,6 +308,17 @@ def test_calibration_error_by_hand():
   assert {'right', 'wrong', 'examples'} <= set(texts(confidence))
 
 
+def test_confidence_that_a_threshold_leaves_below_one_half():
+  probabilities = np.array([[0.69, 0.31], [0.66, 0.34], [0.08, 0.92]])
+  labels, said = np.array([1, 0, 1]), np.array([1, 1, 1])  # two classes, decided at 0.25
+  edges, count, right = plots_classes._bins(Judged([{}] * 3, labels, said, probabilities))
+  assert edges[0] == 0
+  assert (count[3], right[3], count[-1]) == (2, 1, 1)
+  edges, count, _ = plots_classes._bins(Judged([{}] * 3, labels, np.array([0, 0, 1]), probabilities))
+  assert edges[0] == 0.5
+  assert count.tolist() == [0, 0, 0, 2, 0, 0, 0, 0, 1, 0]
+
+
 def test_svg_is_for_inline_use():
   chart = plots_classes.roc(judged(2), ['a', 'b'], slug='slug')
   assert chart.svg.startswith('<svg ')

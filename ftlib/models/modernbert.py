@@ -106,6 +106,7 @@ HARMLESS = (  # how transformers computes or starts it, and an older name beside
   '^(deterministic_flash_attn|initializer_cutoff_factor|layer_norm_eps|reference_compile|repad_logits_with_grad|'
   'sparse_pred_ignore_index|sparse_prediction)$'
 )
+FIXED = {'position_embedding_type': ('absolute', 'sans_pos', None)}  # which nothing reads: all of them are turned
 BY_HAND = (
   *('layer_types', 'global_attn_every_n_layers'),
   *('global_rope_theta', 'local_rope_theta', 'rope_parameters', 'rope_scaling'),
@@ -161,7 +162,7 @@ def from_hf(values: Mapping[str, Any], *, where: str = 'config.json', allow: str
   """The Config of a ModernBERT `config.json`."""
   allow = f'{allow}|{HARMLESS}' if allow else HARMLESS
   plain = {k: v for k, v in values.items() if k not in BY_HAND}
-  got = hf_config.read(plain, USED, Config, defaults=DEFAULTS, where=where, allow=allow)
+  got = hf_config.read(plain, USED, Config, defaults=DEFAULTS, where=where, allow=allow, fixed=FIXED)
   if got['pooling'] not in ('cls', 'mean'):
     near = did_you_mean(got['pooling'], ('cls', 'mean'))
     raise InputError(f'{where}: classifier_pooling={got["pooling"]!r} is not cls or mean{near}')

@@ -91,6 +91,7 @@ def test_what_a_config_leaves_out_is_as_transformers_assumes():
   c = of('modernbert')
   assert (c.windows, c.rope, c.local_rope) == ((0, 128, 128, 0), Rope(160000.0), Rope(10000.0))
   assert (c.pooling, c.decoder_bias, c.head_bias, c.max_length) == ('cls', True, False, 8192)
+  assert of('modernbert', position_embedding_type='sans_pos') == c  # as in the files of mmBERT and Ettin
 
 
 def test_old_and_new_forms_of_rotations_mean_the_same():

@@ -267,14 +267,14 @@ def match(
     wanted.setdefault(hf, []).append(ours)
   pairs: dict[str, str] = {}
   surplus, twice = [], []
-  for key in sorted(weights.where, key=lambda k: _tied(k) != k):  # the second names of tied tensors come last
+  for key in sorted(weights.where, key=lambda k: _tied(k) == k):  # of tied tensors, that of the output layer first
     name = re.sub(r'\.beta$', '.bias', re.sub(r'\.gamma$', '.weight', key))
     bare = name.removeprefix(prefix if name.startswith(prefix) else _OTHER_PREFIX)
     names = name, _tied(name), prefix + name, prefix + bare, _OTHER_PREFIX + bare
     full = next((n for n in names if n in wanted), prefix + name)
     if full in wanted and wanted[full][0] not in pairs:
       pairs |= dict.fromkeys(wanted[full], key)
-    elif full in wanted and _tied(name) == name:
+    elif full in wanted and _tied(pairs[wanted[full][0]]) != key:
       twice.append(f'{key} and {pairs[wanted[full][0]]}')
     elif full not in wanted and not _BUFFERS.search(name):
       surplus.append(key)
@@ -304,7 +304,7 @@ def match(
 
 
 def _tied(name: str) -> str:
-  """transformers stores the bias of a tied output layer under either of two names."""
+  """transformers stores the bias of a tied output layer under either of two names, and adds `decoder.bias` if both."""
   return name.replace('decoder.bias', 'bias')
 
 

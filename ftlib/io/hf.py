@@ -276,7 +276,7 @@ def match(
       pairs |= dict.fromkeys(wanted[full], key)
     elif full in wanted and _tied(pairs[wanted[full][0]]) != key:
       twice.append(f'{key} and {pairs[wanted[full][0]]}')
-    elif full not in wanted and not _BUFFERS.search(name):
+    elif full not in wanted and key not in (tied or {}) and not _BUFFERS.search(name):
       surplus.append(key)
   unused = [k for k in surplus if _OTHER_HEADS.search(k.removeprefix(prefix))]
   surplus = [k for k in surplus if k not in unused]

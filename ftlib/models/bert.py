@@ -141,7 +141,14 @@ def build(config: Config, *, head: Head, hf: Mapping[str, str] = TABLE, **option
   check_pooling(head)
   blocks = tuple(Block(config) for _ in range(config.layers))
   table = heads.names(hf, head, tag='classifier')
-  return Model(config=config, trunk=Trunk(config, head), blocks=blocks, hf=table, **options)
+  tied = tied_output(table) if head.kind == 'mlm' else {}
+  return Model(config=config, trunk=Trunk(config, head), blocks=blocks, hf=table, tied=tied, **options)
+
+
+def tied_output(table: Mapping[str, Any]) -> dict[str, str]:
+  """{matrix of the output layer over the vocabulary: ours that it has to equal}, by the name of that layer's bias."""
+  layer = table['mlm/bias'].removesuffix('.bias')
+  return dict.fromkeys((f'{layer}.weight', f'{layer}.decoder.weight'), 'embed/token/table')
 
 
 def check_pooling(head: Head) -> None:

@@ -163,7 +163,8 @@ def build(config: Config, *, head: Head, **options: Any) -> Model:
   later = {'dense': 'dense', 'norm': 'LayerNorm', 'bias': 'bias'}
   start, names = (_LEGACY, names) if config.legacy else (_LATER, later)
   table = heads.names({**TABLE, **{f'mlm/{n}': start + h for n, h in names.items()}}, head, tag='classifier')
-  return Model(config=config, trunk=Trunk(config, head), blocks=blocks, hf=table, **options)
+  tied = bert.tied_output(table) if head.kind == 'mlm' else {}
+  return Model(config=config, trunk=Trunk(config, head), blocks=blocks, hf=table, tied=tied, **options)
 
 
 def distances(length: int, config: Config) -> np.ndarray:

@@ -17,6 +17,7 @@ from reference import CLASSES, DATA, HEADS, TINY, pooling, weights
 from reference import load as stored
 
 from ftlib.base import trees
+from ftlib.base.errors import InputError
 from ftlib.base.types import Head
 from ftlib.data import tokens
 from ftlib.io import hf
@@ -157,6 +158,30 @@ def test_a_pretraining_checkpoint_gives_its_base_and_names_its_heads_as_unused(r
   mlm = load(tmp_path, Head('mlm'))
   assert trees.digest(mlm.params) == trees.digest(r.params)
   assert mlm.match.fresh == []
+
+
+OUTPUTS = {
+  **dict.fromkeys(('bert', 'ernie', 'deberta_v3'), 'cls.predictions.decoder'),
+  **dict.fromkeys(('roberta', 'xlm_roberta'), 'lm_head.decoder'),
+  'distilbert': 'vocab_projector',
+  'electra': 'generator_lm_head',
+  'albert': 'predictions.decoder',
+}
+
+
+@pytest.mark.parametrize('case', OUTPUTS)
+def test_an_output_matrix_that_is_not_the_token_table_is_an_error(ready, tmp_path, case):
+  r = ready(case, 'mlm')
+  tensors, name = r.ref.tensors(), f'{OUTPUTS[case]}.weight'
+  table = tensors[r.model.hf_names()['embed/token/table']]
+  hf.save(tmp_path / 'same', {**tensors, name: table}, r.ref.config)
+  same = load(tmp_path / 'same', Head('mlm'))
+  assert trees.digest(same.params) == trees.digest(r.params)
+  assert same.match.unused == r.loaded.match.unused  # the copy is not reported
+  hf.save(tmp_path / 'other', {**tensors, name: table + 1e-3}, r.ref.config)
+  with pytest.raises(InputError, match=rf'unlike it \(tie_word_embeddings\):\n\s*{name}'):
+    load(tmp_path / 'other', Head('mlm'))
+  load(tmp_path / 'other', Head('classify', CLASSES))  # which has no use for it
 
 
 # Padding, masks, packing, pooling.

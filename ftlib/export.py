@@ -138,8 +138,10 @@ def _float32(x: jax.Array) -> jax.Array:
 def _head_config(run: Run) -> dict[str, Any]:
   head, values = run.task.head, run.base.values
   out = {'architectures': [_architecture(run)]}
-  if head.form in ('lm', 'mlm', 'span', 'embed', 'choice'):
+  if head.form in ('lm', 'mlm', 'span', 'embed'):
     return out
+  if head.form == 'choice':
+    return {**out, **_pooled_by(run), **getattr(run.base.family, 'CHOICE', {})}
   if head.pooling == 'last' and values.get('pad_token_id') is None:
     out['pad_token_id'] = run.tokenizer.pad_token_id  # by which transformers finds the last token
   labelled = bool(run.task.labels)

@@ -35,6 +35,7 @@ class Config(electra.Config):
 MODEL_TYPES = {  # model_type -> what an export is loaded as, by the head
   'albert': {
     'classify': 'AlbertForSequenceClassification',
+    'choice': 'AlbertForMultipleChoice',
     'tag': 'AlbertForTokenClassification',
     'span': 'AlbertForQuestionAnswering',
     'mlm': 'AlbertForMaskedLM',

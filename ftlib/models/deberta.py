@@ -36,6 +36,7 @@ LONGEST = 8192  # tokens of a row where no table of positions ends it: what atte
 MODEL_TYPES = {  # model_type -> what an export is loaded as, by the head
   'deberta-v2': {
     'classify': 'DebertaV2ForSequenceClassification',
+    'choice': 'DebertaV2ForMultipleChoice',
     'tag': 'DebertaV2ForTokenClassification',
     'span': 'DebertaV2ForQuestionAnswering',
     'mlm': 'DebertaV2ForMaskedLM',

@@ -36,6 +36,7 @@ class Config(bert.Config):
 MODEL_TYPES = {  # model_type -> what an export is loaded as, by the head
   'electra': {
     'classify': 'ElectraForSequenceClassification',
+    'choice': 'ElectraForMultipleChoice',
     'tag': 'ElectraForTokenClassification',
     'span': 'ElectraForQuestionAnswering',
     'mlm': 'ElectraForMaskedLM',
@@ -51,7 +52,9 @@ TABLE = {
   'mlm/norm': 'generator_predictions.LayerNorm',
   'mlm/bias': 'generator_lm_head.bias',
 }
-_SUMMARY = r'^(summary_(type|use_proj|activation|last_dropout)|generator_size)$'  # of heads that ftlib does not have
+_CHOICE = {**TABLE, 'head/dense': 'sequence_summary.summary', 'head/out': 'classifier'}
+CHOICE = {'summary_type': 'first', 'summary_use_proj': True, 'summary_activation': 'gelu'}  # in config.json: that layer
+_SUMMARY = r'^(summary_(type|use_proj|activation|last_dropout)|generator_size)$'  # of heads that nothing reads here
 
 
 def from_hf(values: Mapping[str, Any], *, where: str = 'config.json', allow: str = '') -> Config:
@@ -65,7 +68,7 @@ def from_hf(values: Mapping[str, Any], *, where: str = 'config.json', allow: str
 
 def build(config: Config, *, head: Head, **options: Any) -> Model:
   """The model with a head; `options` are `Model`'s."""
-  plain = bert.build(config, head=head, hf=TABLE, **options)
+  plain = bert.build(config, head=head, hf=_CHOICE if head.form == 'choice' else TABLE, **options)
   return dataclasses.replace(plain, trunk=Trunk(config, head))
 
 

@@ -47,6 +47,7 @@ FAR, NEAR = Rope(160000.0), Rope(10000.0)
 MODEL_TYPES = {  # model_type -> what an export is loaded as, by the head
   'modernbert': {
     'classify': 'ModernBertForSequenceClassification',
+    'choice': 'ModernBertForMultipleChoice',
     'tag': 'ModernBertForTokenClassification',
     'span': 'ModernBertForQuestionAnswering',
     'mlm': 'ModernBertForMaskedLM',

@@ -34,6 +34,7 @@ LONGEST = 8192  # tokens of a row: distances have no table that would end, so th
 MODEL_TYPES = {  # model_type -> what an export is loaded as, by the head
   'xlnet': {
     'classify': 'XLNetForSequenceClassification',
+    'choice': 'XLNetForMultipleChoice',
     'tag': 'XLNetForTokenClassification',
     'span': 'XLNetForQuestionAnsweringSimple',
     'mlm': 'XLNetLMHeadModel',

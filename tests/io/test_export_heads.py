@@ -12,7 +12,7 @@ from ftlib import export, peft_config
 from ftlib.base import trees
 from ftlib.base.types import Head
 from ftlib.io import hf
-from ftlib.models import bert, gemma, llama, roberta
+from ftlib.models import albert, bert, deberta, electra, gemma, llama, modernbert, roberta, xlnet
 from ftlib.run import Base
 from tests import tiny
 from tests.refusal import refused
@@ -33,6 +33,23 @@ def test_heads_that_there_are():
   assert architecture(llama, 'llama', Head('span', 2)) == 'LlamaForQuestionAnswering'
   assert architecture(bert, 'bert', Head('embed')) == 'BertModel'
   assert architecture(bert, 'bert', Head('classify', 1, documents=4)) == 'BertForMultipleChoice'
+
+
+@pytest.mark.parametrize(
+  ('family', 'name', 'more'),
+  [
+    (albert, 'AlbertForMultipleChoice', {}),
+    (deberta, 'DebertaV2ForMultipleChoice', {}),
+    (electra, 'ElectraForMultipleChoice', electra.CHOICE),
+    (modernbert, 'ModernBertForMultipleChoice', {'classifier_pooling': 'mean'}),
+    (xlnet, 'XLNetForMultipleChoice', {}),
+  ],
+)
+def test_what_an_export_of_multiple_choice_says_of_its_head(family, name, more):
+  """As much as transformers' class goes by."""
+  task = types.SimpleNamespace(head=Head('classify', 1, 'mean', documents=4))
+  base = Base(None, {'model_type': next(iter(family.MODEL_TYPES))}, family, None, '')
+  assert export._head_config(types.SimpleNamespace(base=base, task=task)) == {'architectures': [name], **more}
 
 
 def test_heads_that_there_are_not():

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import types
+
 import numpy as np
 import pytest
-from folders import load
+from folders import batch_of, load
 from numpy.testing import assert_allclose
+from reference import TINY, inputs, moved, pooling
+from test_reference import fresh
 
+from ftlib import export
 from ftlib.base.types import Head
 from ftlib.data import batches, tokens
 from ftlib.objectives import choice
+from ftlib.run import Base
 from ftlib.tasks import multiple_choice
 from tests import tiny
 
@@ -74,3 +80,41 @@ def test_logits_and_loss_are_those_of_transformers(there):
     total += float(found.loss)
   assert float(ours['loss'][0]) == pytest.approx(total, abs=TOLERANCE)
   assert float(ours['loss'][1]) == 2
+
+
+@pytest.mark.parametrize(
+  'case',
+  [
+    'bert',
+    'ernie',
+    'distilbert',
+    'albert',
+    'electra',
+    'deberta_v2',
+    'deberta_v3',
+    'xlnet',
+    'modernbert_biases',
+    'modernbert',
+  ],
+)
+def test_an_export_says_the_same_of_options_there(tmp_path, monkeypatch, case):
+  import torch
+  import transformers
+
+  odd = {'summary_activation': 'relu', 'summary_use_proj': False} if case == 'electra' else {}  # of no head here
+  monkeypatch.setitem(TINY, case, {**TINY[case], **odd})
+  fresh(case, 'none').save_pretrained(tmp_path / 'base')
+  head = Head('classify', 1, pooling(TINY[case]), documents=3)
+  here = load(tmp_path / 'base', head)
+  base = Base(tmp_path / 'base', here.values, here.family, None, '')
+  run = types.SimpleNamespace(base=base, task=types.SimpleNamespace(head=head))
+  export.write(here.model, here.params, run, tmp_path / 'out')
+  model, info = transformers.AutoModelForMultipleChoice.from_pretrained(tmp_path / 'out', output_loading_info=True)
+  assert not {k: v for k, v in info.items() if v}
+  assert [type(model).__name__] == model.config.architectures
+  values = inputs(case)
+  given = moved(TINY[case]['model_type'], values, values['attention_mask'])
+  with torch.no_grad():
+    found = model.eval()(**{n: torch.from_numpy(x.astype(np.int64))[None] for n, x in given.items()}).logits[0].numpy()
+  assert found.std() > 0.01
+  assert_allclose(here.run(batch_of(values)).logits[:, 0, 0], found, rtol=0, atol=TOLERANCE)

@@ -39,8 +39,8 @@ class Config:
   training rows have. `pooling`: what the head sees of an option, as in classify.
 
   An option is read as the second text of a pair: the question and the option, or the context and both, with a space
-  between. `train.max_length` is that of one option with its question and context; the first text loses
-  its end, and only then the second its beginning.
+  between. `train.max_length` is that of one option with its question and context; the first text loses its end,
+  and only then the second its beginning.
   """
 
   question: str = 'question'

@@ -56,6 +56,7 @@ def ours(args: argparse.Namespace, seed: int) -> float:
   """Accuracy of the last checkpoint of a train.py run."""
   folder = pathlib.Path(tempfile.mkdtemp()) / 'run'
   flags = [f'--config.seed={seed}', f'--config.train.epochs={args.epochs}', '--config.train.eval_every=1000000']
+  flags += ['--config.task.pooling=cls']  # as PEFT's side
   if args.limit:
     flags.append(f'--config.data.limit={args.limit}')
   config = f'--config={ROOT}/configs/classify.py:data={args.data},model={MODEL}'

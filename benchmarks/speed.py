@@ -87,7 +87,7 @@ def main() -> None:
       limit = json.loads(subprocess.run([*peer, '--limit-matmul'], capture_output=True, text=True).stdout)['gflops']
       a = ours(
         f'configs/classify.py:data={data},model={model},method={method}',
-        {'train.max_length': 128, 'optim.learning_rate': {'lora': 1e-3, 'full': 2e-5}[method]},
+        {'train.max_length': 128, 'task.pooling': 'cls', 'optim.learning_rate': {'lora': 1e-3, 'full': 2e-5}[method]},
       )
       b = Worker([*peer, '--model', model, '--method', method, '--batches', str(batches)])
       rows.append(compare(case, method, a, b, rounds=args.rounds, limit=limit) | {'checkpoint': a.ask('checkpoint')})

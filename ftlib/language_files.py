@@ -64,8 +64,7 @@ def sentence_transformer(pooling: str, width: int, limit: int) -> dict[str, Any]
     {'idx': i, 'name': str(i), 'path': path, 'type': f'sentence_transformers.models.{name}'}
     for i, (path, name) in enumerate(parts.items())
   ]
-  names = {'cls': 'cls_token', 'mean': 'mean_tokens', 'max': 'max_tokens', 'last': 'lasttoken'}
-  modes = {f'pooling_mode_{name}': pooling == kind for kind, name in names.items()}
+  modes = {f'pooling_mode_{name}': pooling == kind for kind, name in hf.POOLING.items()}
   return {
     'modules.json': modules,
     'sentence_bert_config.json': {'max_seq_length': limit, 'do_lower_case': False},

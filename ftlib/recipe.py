@@ -278,6 +278,15 @@ def read(config: Mapping[str, Any]) -> Settings:
   return Settings(seed=seed, names=names, modules=modules, **got)
 
 
+def pooled(s: Settings, usual: str, said: str = '') -> Settings:
+  """The settings with what the head reads, where `task.pooling` leaves it open: what the model's folder says of itself,
+  if the task takes that, else what is usual in the family."""
+  if getattr(s.task, 'pooling', None) != '':
+    return s
+  said = said if said in settings.choices(s.task, 'pooling') else ''
+  return dataclasses.replace(s, task=dataclasses.replace(s.task, pooling=said or usual))
+
+
 def expanded(config: Mapping[str, Any]) -> config_dict.ConfigDict:
   """A config with every field of every section, in the order of their dataclasses. Raises what `read` raises."""
   s = read(config)

@@ -105,6 +105,7 @@ class Run:
     model, key = self.method.model, jax.random.key(self.settings.seed)
     frozen_dtype = jnp.dtype(self.settings.precision.frozen)
     fresh = trees.flatten(model.initial(key, [n for n in model.info() if n not in self.match.pairs]))
+    fresh |= self.head_bias
     flat: dict[str, Any] = {}
     given = {} if self.adapter is None else self.adapter.values()
     for name in model.info():
@@ -116,6 +117,11 @@ class Run:
       flat[name] = value if self.owns(name) else value.astype(frozen_dtype)
     own, frozen = trees.split(trees.unflatten(flat), self.owns)
     return self._stacked(own), self._stacked(frozen)
+
+  @functools.cached_property
+  def head_bias(self) -> dict[str, np.ndarray]:
+    """{the bias of a new head: where it starts} by `objective.prior`, or {}."""
+    return regularised.head_bias(self)
 
   def start(self, own: Params, frozen: Params) -> TrainState:
     """The state at step 0, each leaf where `state_shardings` says, after the method has prepared its parameters."""
@@ -265,8 +271,7 @@ def build(config: Mapping[str, Any], *, labels: list | None = None, split: Any =
   read = functools.cache(lambda: preparation.load(s.data, **columns._asdict()))
   base = open_base(scratch.chosen(s, read))
   arch = regularised.with_dropout(base.family.from_hf(base.values, where=base.where, allow=s.model.allow_config), s)
-  if getattr(s.task, 'pooling', None) == '':
-    s = dataclasses.replace(s, task=dataclasses.replace(s.task, pooling=heads.pooling(base.family, arch)))
+  s = recipe.pooled(s, heads.pooling(base.family, arch), hf.read_pooling(base.folder, base.values))
   dataset = read() if data else preparation.Dataset({'train': []}, {}, '', [])
   train = dataset.splits['train']
   task = s.modules['task'].build(s.task, train=train, known=labels or dataset.labels.get(columns.label))

@@ -126,8 +126,7 @@ def of(settings: Settings, config_json: Mapping[str, Any], *, classes: int = 2) 
   s = settings
   family = _family(s, config_json)
   arch = regularised.with_dropout(family.from_hf(config_json, where=s.model.pretrained, allow=s.model.allow_config), s)
-  if getattr(s.task, 'pooling', None) == '':
-    s = dataclasses.replace(s, task=dataclasses.replace(s.task, pooling=heads.pooling(family, arch)))
+  s = recipe.pooled(s, heads.pooling(family, arch))
   task = shapes_batch.task_of(s, classes)
   options = {'compute': jnp.dtype(s.precision.compute), 'remat': s.model.remat, 'dropout_bits': s.train.dropout_bits}
   method = s.modules['method'].build(s.method, family.build(arch, head=task.head, **options))

@@ -49,6 +49,8 @@ def config(method: str, data: dict[str, Any], *, seed: int = 0, rate: float | No
   c.task = recipe.component_section('task', data['task'], text=first, pair=second, label=data['label'])
   module = lookup.component('tasks', data['task'], field='task')
   c.objective = recipe.component_section('objective', module.OBJECTIVE)
+  if c.task.get('pooling') == '':
+    c.task.pooling = 'cls'  # as PEFT's side
   c.seed, c.train.epochs, c.train.batch_size = seed, float(data['epochs']), data['batch_size']
   c.train.max_length, c.train.buckets = data['max_length'], 2
   c.optim.learning_rate = rate or float(f'{c.optim.learning_rate * data.get("rate", 1):.2g}')

@@ -28,7 +28,7 @@ STREAK = 3  # steps in a row that are not finite, after which a training has div
 def config(recipe_file: str, method: str, optimizer: str, data: dict[str, Any]) -> Any:
   """The config of a training. `data` is {path, text, label, epochs, max_length, batch_size}."""
   c = config_file.load(f'{recipe_file}:method={method},optim={optimizer},data={data["path"]}')
-  c.task = recipe.component_section('task', 'classify', text=data['text'], label=data['label'])
+  c.task = recipe.component_section('task', 'classify', text=data['text'], label=data['label'], pooling='cls')
   c.objective = recipe.component_section('objective', 'classification')
   c.train.epochs, c.train.batch_size = float(data['epochs']), data['batch_size']
   c.train.max_length, c.train.buckets = data['max_length'], 2

@@ -46,6 +46,7 @@ COMMON = {'train.batch_size': 16, 'optim.learning_rate': 1e-4, 'optim.weight_dec
 COMMON |= {'optim.warmup': 0.06, 'train.buckets': 2, 'train.epochs': 2.0}
 COMMON |= {'train.grouped': False}  # a permutation an epoch, which PyTorch's side draws too
 BILSTM = {'optim.learning_rate': 2e-3, 'train.epochs': 8.0}  # those of configs/bilstm.py
+CLS = {'task.pooling': 'cls'}  # as transformers' classes of these heads read a text
 PAIR = {'task.text': 'text_a', 'task.pair': 'text_b'}
 PARAPHRASE = {'paraphrase': 1, 'not_paraphrase': 0}
 KINDS = {  # recipe: the peer's kind of head
@@ -79,16 +80,16 @@ class Task:
 
 
 TASKS = {
-  'sst2': Task('classify', ('accuracy',), 1000, 400, 48),
-  'cola': Task('classify', ('mcc',), 8514, 526, 24),
-  'mrpc': Task('classify', ('accuracy', 'f1'), 600, 400, 80, values=PAIR),
+  'sst2': Task('classify', ('accuracy',), 1000, 400, 48, values=CLS),
+  'cola': Task('classify', ('mcc',), 8514, 526, 24, values=CLS),
+  'mrpc': Task('classify', ('accuracy', 'f1'), 600, 400, 80, values={**CLS, **PAIR}),
   'mrpc_vectors': Task('embed', ('roc_auc',), 600, 400, 40, data='mrpc', scores=PARAPHRASE),
   'stsb': Task('embed', ('spearman',), 800, 400, 32),
-  'goemotions': Task('multilabel', ('lrap',), 1500, 500, 32, values={'task.threshold': 0.5}),
+  'goemotions': Task('multilabel', ('lrap',), 1500, 500, 32, values={**CLS, 'task.threshold': 0.5}),
   'conll2003': Task('tag', ('f1',), 1200, 500, 48),
   'squad': Task('extract', ('f1',), 500, 150, 192),
   'semeval2010_task8': Task('relation', ('f1_macro',), 1200, 500, 48),
-  'chnsenticorp': Task('classify', ('accuracy',), 600, 300, 96),
+  'chnsenticorp': Task('classify', ('accuracy',), 600, 300, 96, values=CLS),
   'chnsenticorp_bilstm': Task('classify', ('accuracy',), 600, 300, 96, data='chnsenticorp', values=BILSTM, bilstm=True),
   'msra_ner': Task('tag', ('f1',), 800, 300, 64),
   'msra_ner_bilstm': Task('tag', ('f1',), 8000, 300, 64, data='msra_ner', values=BILSTM, bilstm=True),

@@ -79,6 +79,8 @@ def peer_logits(run: runs.Run, job: dict[str, Any], seed: int, folder: pathlib.P
       examples = run.examples[split]
       parts = {'ids': examples.tokens.ids, 'types': examples.tokens.types, 'offsets': examples.tokens.offsets}
       arrays |= {f'{split}_{k}': v for k, v in {**parts, **examples.extra, **examples.per_token}.items()}
+    if head_bias := run.head_bias:
+      arrays['bias'] = np.asarray(*head_bias.values())
     np.savez(given, **arrays)
   s, head = run.settings, run.task.head
   command = [job['reference_python'], str(ROOT / 'benchmarks' / 'peers' / 'torch_tasks.py')]

@@ -49,6 +49,12 @@ def setting(
   return dataclasses.field(default=default, metadata={_MARK: bounds})
 
 
+def choices(config: Any, name: str) -> tuple[Any, ...]:
+  """What a field may be, () where it is not one of a few."""
+  field = next(f for f in dataclasses.fields(config) if f.name == name)
+  return field.metadata[_MARK].choices or () if _MARK in field.metadata else ()
+
+
 def section(config: type, /, **values: Any) -> config_dict.ConfigDict:
   """A ConfigDict of all fields of a dataclass, defaults overridden by `values`.
 

@@ -34,6 +34,12 @@ _OTHER_HEADS = re.compile(
 )
 _OTHER_PREFIX = 'transformer.'  # of a Llama that answers questions, whose base is called model. everywhere else
 _SAMPLE_BYTES = 1 << 28
+POOLING = {
+  'cls': 'cls_token',
+  'mean': 'mean_tokens',
+  'max': 'max_tokens',
+  'last': 'lasttoken',
+}  # Sentence-Transformers'
 
 
 def resolve(pretrained: str) -> pathlib.Path:
@@ -114,6 +120,26 @@ def read_config(folder: pathlib.Path) -> dict[str, Any]:
   if not isinstance(values, dict) or not isinstance(values.get('model_type'), str):
     raise InputError(f'{path} has no "model_type"')
   return values
+
+
+def read_pooling(folder: pathlib.Path, values: Mapping[str, Any]) -> str:
+  """What of a text stands for it where the folder says so: 'cls', 'mean', 'max', 'last', or ''.
+
+  An export of ours says what its head was trained on (`ftlib_pooling` of `config.json`, whose `values` these are), a
+  folder of Sentence-Transformers what its vectors are (`1_Pooling/config.json`). Raises `InputError` where that is no
+  JSON.
+  """
+  path = folder / '1_Pooling' / 'config.json'
+  if isinstance(own := values.get('ftlib_pooling'), str) or not path.is_file():
+    return own or ''
+  try:
+    said = json.loads(path.read_text(encoding='utf-8'))
+  except (json.JSONDecodeError, UnicodeDecodeError) as e:
+    raise InputError(f'{path} is not JSON: {e}') from e
+  modes = [
+    ours for ours, theirs in POOLING.items() if isinstance(said, dict) and said.get(f'pooling_mode_{theirs}') is True
+  ]
+  return modes[0] if len(modes) == 1 else ''
 
 
 def read_generation_config(folder: pathlib.Path) -> dict[str, Any]:

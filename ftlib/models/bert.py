@@ -46,7 +46,7 @@ class Config:
   init_std: float = 0.02
   position_offset: int = 0  # RoBERTa counts positions from pad_id + 1
   tasks: int = 0  # rows of ERNIE's task table; 0: none
-  pooler: bool = True  # BERT's tanh layer on the first token, part of the base model
+  pooler: bool = True  # BERT's tanh layer on the first token, part of the base model; other pooling goes past it
   head_dense: str = ''  # activation of a dense layer inside the classification head; '': none
   head_drop_first: bool = False  # dropout before that layer (RoBERTa)
 
@@ -317,7 +317,9 @@ class Trunk(nnx.Module):
     # 'cls' is the first vector whatever it is: with a prompt, that of its first virtual token, as in PEFT
     led = context.prompt and head.pooling == 'cls' and not head.marks
     pooled_BD = wide_BLD[:, 0] if led else heads.pool(h_BLD, context.inputs, head)
-    if self.pooler is not None:
+    if (
+      self.pooler is not None and head.pooling == 'cls'
+    ):  # what it was pretrained on; for others it is kept for exports
       pooled_BD = jnp.tanh(self.pooler(pooled_BD, stream))
     logits = None if self.head is None else self.head(pooled_BD, stream)
     return Outputs(h_BLD, pooled_BD, logits)

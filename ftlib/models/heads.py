@@ -28,8 +28,7 @@ def pooled_first(head: Head) -> bool:
 
 
 def pooling(family: Any, config: Any) -> str:
-  """What transformers' class head reads of this family, or by this model's config.json; a run's too, unless told
-  otherwise."""
+  """What transformers' class head reads of this family, or by this model's config.json."""
   return getattr(config, 'pooling', '') or getattr(family, 'POOLING', 'cls')
 
 

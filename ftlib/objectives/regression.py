@@ -23,11 +23,13 @@ ROWWISE = True  # a row's loss follows from the row alone
 @dataclasses.dataclass(frozen=True)
 class Config:
   """`loss`: 'mse' or 'huber', which is quadratic up to errors of `delta`, in the units of the scores. `r_drop`:
-  weight of R-Drop."""
+  weight of R-Drop. `prior`: whether the bias of a new head starts at the best score that is the same for all rows, the
+  mean of squared errors (`constant.py`), or at 0."""
 
   loss: str = setting('mse', choices=('mse', 'huber'))
   delta: float = setting(1.0, above=0)
   r_drop: float = setting(0.0, low=0)
+  prior: bool = True
 
 
 def build(config: Config, *, labels: list, counts: np.ndarray) -> Objective:

@@ -28,9 +28,11 @@ CLASS, LABEL = (
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-  """`weights`: how much the rows of a part count, 'part=weight,part=weight', 1 for those that are not named."""
+  """`weights`: how much the rows of a part count, 'part=weight,part=weight', 1 for those that are not named. `prior`:
+  whether the bias of a new head starts at the best answer that is the same for all rows (`constant.py`), or at 0."""
 
   weights: str = ''
+  prior: bool = True
 
 
 class Part(NamedTuple):

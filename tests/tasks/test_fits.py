@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import json
+import shutil
+
 import pytest
 
-from ftlib import recipe, run
+from ftlib import export, fine_tune, recipe, run
 from ftlib.base.errors import InputError
 from tests import tiny
+from tests.refusal import refused
 
 
 @pytest.fixture(scope='module')
@@ -22,6 +26,48 @@ def folders(tmp_path_factory):
 def test_the_family_says_it(folders, family, asked, pooling):
   r = run.build(tiny.config(folders[family], folders['data'], task__pooling=asked))
   assert r.task.head.pooling == r.method.model.trunk.wanted.pooling == pooling
+
+
+@pytest.mark.parametrize(
+  ('said', 'asked', 'pooling'),
+  [
+    ({'pooling_mode_mean_tokens': True, 'pooling_mode_cls_token': False}, '', 'mean'),
+    ({'pooling_mode_max_tokens': True}, '', 'max'),
+    ({'pooling_mode_mean_tokens': True}, 'cls', 'cls'),
+    ({'pooling_mode_mean_tokens': True, 'pooling_mode_max_tokens': True}, '', 'cls'),
+    ({'pooling_mode_weightedmean_tokens': True}, '', 'cls'),
+    ([], '', 'cls'),
+  ],
+)
+def test_a_folder_of_sentence_transformers_says_it(folders, tmp_path, said, asked, pooling):
+  folder = shutil.copytree(folders['bert'], tmp_path / 'model')
+  (folder / '1_Pooling').mkdir()
+  (folder / '1_Pooling' / 'config.json').write_text(json.dumps(said))
+  r = run.build(tiny.config(folder, folders['data'], task__pooling=asked))
+  assert r.task.head.pooling == pooling
+  assert any(n.startswith('pooler/') for n in r.info)  # which an export has whatever the head reads
+
+
+def test_what_a_folder_says_has_to_be_json(folders, tmp_path):
+  folder = shutil.copytree(folders['bert'], tmp_path / 'model')
+  (folder / '1_Pooling').mkdir()
+  (folder / '1_Pooling' / 'config.json').write_text('{')
+  refused(lambda: run.build(tiny.config(folder, folders['data'])), '1_Pooling/config.json is not JSON')
+
+
+def test_what_a_task_does_not_take_is_the_familys(folders):
+  section = recipe.component_section('task', 'extract')
+  config = tiny.config(folders['bert'], folders['data'])
+  config.task, config.objective = section, recipe.component_section('objective', 'span')
+  assert recipe.pooled(recipe.read(config), 'cls', 'mean').task.pooling == 'cls'
+
+
+def test_an_export_is_read_as_it_was_trained(folders, tmp_path):
+  fine_tune.run(
+    tiny.config(folders['bert'], folders['data'], train__steps=1, task__pooling='mean'), str(tmp_path / 'w')
+  )
+  export.export(tmp_path / 'w', tmp_path / 'out')
+  assert run.build(tiny.config(tmp_path / 'out', folders['data'])).task.head.pooling == 'mean'
 
 
 @pytest.mark.parametrize(('family', 'asked'), [('bert', 'last'), ('llama', 'cls')])

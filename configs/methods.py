@@ -3,10 +3,11 @@
   python train.py --config=configs/methods.py:method=dora,data=DIR --workdir=runs/dora
   python benchmarks/tables/methods.py                        (all of them, 3 seeds, beside PEFT)
 
-The rates come from `--tune` of that command (1,000 rows of sst2, one epoch in batches of 16, one seed, rows apart from
-the table's), with the accuracy that they reached; benchmarks/results/methods_rates.jsonl has all that was tried. After
-these 63 steps prefix, p_tuning, prompt and sparse are hardly above the larger class, 0.552. The accuracies of the
-table, after 125 steps of 8 rows, stand in the README.
+The command reads the first token (`task.pooling=cls`), as PEFT's side does; this recipe alone reads what the model's
+folder says. The rates come from `--tune` of that command (1,000 rows of sst2, one epoch in batches of 16, one seed,
+and rows apart from the table's), with the accuracy that they reached; benchmarks/results/methods_rates.jsonl has all
+that was tried. After these 63 steps prefix, p_tuning, prompt and sparse are hardly above the larger class, 0.552. The
+accuracies of the table, after 125 steps of 8 rows, stand in the README.
 """
 
 from configs import classify

@@ -36,7 +36,7 @@ Answered = tuple[Rows, Examples, dict[str, Any]]  # rows, what they were made in
 class Stream:
   """A run with parameters. `labelled`: whether rows have labels, else any in them are not looked at. `skip`: whether
   rows that cannot be used are passed over, up to as many of a file as of a split. `notes` grows by what was found in
-  the rows; `edges` are lengths that batches were padded to so far."""
+  the rows; `edges` are lengths that batches were padded to so far, `seen` the columns of a file so far."""
 
   run: Run
   own: Params
@@ -45,6 +45,7 @@ class Stream:
   skip: bool = False
   notes: list[str] = dataclasses.field(default_factory=list)
   edges: list[int] = dataclasses.field(default_factory=list)
+  seen: set[str] = dataclasses.field(default_factory=set)
 
   @property
   def columns(self) -> Columns:
@@ -58,6 +59,7 @@ class Stream:
     coupled = getattr(self.run.settings.modules['objective'], 'COUPLED', False)
     unusable, file = Unusable(self.skip, '--on_bad_row'), incoming.path
     count, long, windows = 0, 0, None
+    self.seen.clear()
     for rows in incoming.pieces(size=sys.maxsize if coupled else PIECE):
       file, checked = rows.file, self.checked(rows, unusable)
       if len(checked):
@@ -90,8 +92,9 @@ class Stream:
     return dataclasses.replace(rows, rows=[found[i] for i in at], at=at)
 
   def _checked(self, rows: Rows, columns: Columns, task: Task, unusable: Unusable) -> Rows:
+    self.seen.update(rows.columns)  # a piece may lack what others have: its rows cannot be used, then
     for field, column in zip(columns.fields, [*columns.texts, *([columns.label] if self.labelled else [])]):
-      if column and column not in rows.columns and column not in (columns.spare or {}):
+      if column and column not in self.seen and column not in (columns.spare or {}):
         raise InputError(
           f'{rows.file} has no column "{column}", which the run reads (task.{field})'
           f'{did_you_mean(column, rows.columns)}\nIts columns:\n{listing(rows.columns)}\nRename one of them.'

@@ -19,6 +19,7 @@ NAMED = 60  # classes whose names still fit side by side along an axis
 LARGE = (5.4, 4.2)  # inches
 DASHED = (0, (3, 3))
 CONFIDENCE = 'confidence (probability of the predicted class)'
+LARGEST = 'confidence (largest probability)'  # which a threshold may predict against
 GRID_G = np.linspace(0, 1, 81)
 
 
@@ -174,14 +175,15 @@ def calibration(judged: Judged, *, slug: str, temperature: float | None = None) 
       if len(found) == 1:
         axes.vlines(mean_B, np.minimum(mean_B, accuracy_B), np.maximum(mean_B, accuracy_B), color=RUST, linewidth=2)
       axes.plot(mean_B, accuracy_B, color=color, marker='o', markersize=5, linewidth=1.4, label=name)
-    axes.set(xlabel=CONFIDENCE, ylabel='accuracy', xlim=(low - 0.01, 1.01), ylim=(-0.03, 1.03))
+    axes.set(xlabel=LARGEST, ylabel='accuracy of the likeliest class', xlim=(low - 0.01, 1.01), ylim=(-0.03, 1.03))
     if len(found) > 1:
       axes.legend(loc='upper left')
 
   errors = [error for _, _, error in found]
+  likeliest_N = judged.probabilities_NC.argmax(1)
   alt = (
-    f'Accuracy over confidence: mean confidence {judged.confidence_N.mean():.3f},'
-    f' accuracy {judged.correct_N.mean():.3f}, expected calibration error {errors[0]:.3f} over'
+    f'Accuracy over confidence: mean confidence {judged.probabilities_NC.max(1).mean():.3f},'
+    f' accuracy {(likeliest_N == judged.labels_N).mean():.3f}, expected calibration error {errors[0]:.3f} over'
     f' {calibrations.BINS} bins.'
   )
   after = f', at T = {temperature:.3g} {errors[1]:.3f}' if len(errors) > 1 else ''

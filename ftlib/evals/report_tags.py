@@ -17,6 +17,7 @@ from ftlib.evals.report_data import Split, number
 from ftlib.evals.report_page import block, cut, example_table, grid, table, text
 
 WORST = 12  # rows shown
+_OFTEN, _OF_A_ROW = 6, 8  # types of a kind of mistake that are named, and mistakes of a row that are told
 _AROUND, _WORDS = 12, 70  # words in front of the first mistake that are shown, and words of a row
 _TITLES = {
   'missed': 'Missed',
@@ -63,11 +64,11 @@ def examples(split: Split) -> str:
   counts = Counter()
   for (kind, _), n in pairs.items():
     counts[kind] += n
-  often = {k: ', '.join(f'{t} ({n})' for (kind, t), n in pairs.most_common() if kind == k)[:120] for k in counts}
+  often = {k: _often([(t, n) for (kind, t), n in pairs.most_common() if kind == k]) for k in counts}
   kinds = [(text(title), text(often[k]), fmt.integer(counts[k])) for k, title in _TITLES.items() if counts[k]]
   note = f'{fmt.integer(len(sure))} of {fmt.integer(count)} rows have mistakes; these have the surest of them.'
   note += ' Green words are entities that were found.' if any('entities' in row for row, _ in worst) else ''
-  cells = [(_coloured(row, own), '<br>'.join(_told(row, m) for m in own[:8])) for row, own in worst]
+  cells = [(_coloured(row, own), '<br>'.join(_all_told(row, own))) for row, own in worst]
   return grid(
     block('Kinds of mistakes', table(('Mistake', 'Most often', 'Count'), kinds, kind='pairs'), kind='wide'),
     block('Mistakes', example_table(('Text', 'Mistakes'), cells), note=note, kind='wide'),
@@ -116,6 +117,19 @@ def _words(row: Mapping, start: int, stop: int) -> str:
   """Words as a text, as the row's own text has them together."""
   spaced = ' '.join(map(str, row['tokens'])) == row.get('text')
   return (' ' if spaced else '').join(map(str, row['tokens'][start:stop]))
+
+
+def _often(found: Sequence[tuple[str, int]]) -> str:
+  """'PER (12), LOC (3) and 2 others (4)': the types of a kind of mistake, most frequent first."""
+  rest = found[_OFTEN:]
+  more = f' and {len(rest)} other{"s" * (len(rest) > 1)} ({sum(n for _, n in rest)})' if rest else ''
+  return ', '.join(f'{t} ({n})' for t, n in found[:_OFTEN]) + more
+
+
+def _all_told(row: Mapping, own: Sequence[Mistake]) -> list[str]:
+  """A row's mistakes in words, and how many more there are."""
+  more = len(own) - _OF_A_ROW
+  return [_told(row, m) for m in own[:_OF_A_ROW]] + ([f'and {more} more'] if more > 0 else [])
 
 
 def _told(row: Mapping, mistake: Mistake) -> str:

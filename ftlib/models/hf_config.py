@@ -60,12 +60,13 @@ def read(
   `allow` is a pattern of further keys that the user vouches for, `fixed` has more of `FIXED`, of one family.
   Raises `InputError` naming `where` and every bad key.
   """
-  problems, fixed = [], FIXED | dict(fixed or {})
+  problems, fixed, unknown = [], FIXED | dict(fixed or {}), False
   for key, value in values.items():
     if key in fixed and key not in used and value not in fixed[key]:
       problems.append(f'{key}={value!r} is not supported (only {" or ".join(map(repr, fixed[key]))})')
     elif key not in used and key not in fixed and key not in HARMLESS and not (allow and re.search(allow, key)):
       problems.append(f'{key}={value!r} is not known')
+      unknown = True
   kinds = {f.name: f.type for f in dataclasses.fields(config)}
   for key, ours in used.items():
     if values.get(key) is not None and not _fits(values[key], kinds.get(ours, 'bool')):
@@ -76,9 +77,10 @@ def read(
   got = {**defaults, **got}
   problems += [f'{key} is missing' for key, ours in used.items() if ours not in got]
   if problems:
+    hint = '  unknown keys that you know to be harmless can be allowed by --config.model.allow_config=PATTERN'
     raise InputError(
-      f'{where}: settings that ftlib does not implement, and will not ignore:\n{listing(problems)}\n'
-      '  keys that you know to be harmless can be allowed by --config.model.allow_config=PATTERN'
+      f'{where}: settings that ftlib does not implement, and will not ignore:\n{listing(problems)}'
+      + (f'\n{hint}' if unknown else '')
     )
   return got
 

@@ -25,8 +25,9 @@ _WORDS = ('argmax', thresholds.TUNED)
 @dataclasses.dataclass(frozen=True)
 class Config(windows.Cut):
   """`text`, `pair` (or ''), `label`, `weight` (or ''): names of columns, the last of how much a row counts in the loss.
-  `pooling`: what the head sees of a row, first token, mean, max or last; '' is the first of an encoder's and the
-  last of a decoder's. `truncate`, `head_share`, `stride`, `window_pooling`: long texts, see `ftlib/data/windows.py`.
+  `pooling`: what the head sees of a row, first token, mean, max or last; '' is what the model's folder says of
+  itself (Sentence-Transformers), else the first of an encoder's and the last of a decoder's. `truncate`, `head_share`,
+  `stride`, `window_pooling`: long texts, see `ftlib/data/windows.py`.
 
   `threshold`: of two classes, from which probability on the second is predicted: 'argmax' (0.5), a number, or 'tuned',
   where F1 or MCC (`tune`) is best on the validation split."""

@@ -28,8 +28,9 @@ _VOTE = 0.5  # the probability from which on a window votes for a label
 class Config(windows.Cut):
   """`text`, `pair` (or ''), `label`, `weight` (or ''): names of columns, the last of how much a row counts in the loss.
   In `label` stands a list of labels, maybe empty, or, with a `separator`, a text such as 'joy|love' ('' is none).
-  `pooling`: what the head sees of a row, first token, mean, max or last; '' is the first of an encoder's and the
-  last of a decoder's. `truncate`, `head_share`, `stride`, `window_pooling`: long texts, see `ftlib/data/windows.py`.
+  `pooling`: what the head sees of a row, first token, mean, max or last; '' is what the model's folder says of
+  itself (Sentence-Transformers), else the first of an encoder's and the last of a decoder's. `truncate`, `head_share`,
+  `stride`, `window_pooling`: long texts, see `ftlib/data/windows.py`.
 
   `threshold`: from which probability on a label is predicted: a number, or 'tuned', for each label where its F1 or MCC
   (`tune`) is best on the validation split."""

@@ -129,6 +129,16 @@ def test_bad_rows_are_counted_over_the_whole_file(answers, source, monkeypatch):
     answers('a.jsonl', lines([40]))
 
 
+def test_a_piece_whose_rows_all_lack_a_column_is_bad_rows(answers, source, monkeypatch):
+  monkeypatch.setattr(stream, 'PIECE', 20)
+  rows = [json.dumps({'text': r['text']} if i < 40 else {'texts': r['text']}) for i, r in enumerate(tiny.rows(41, 1))]
+  own = dataclasses.replace(source, skip=True, notes=[], seen=set())
+  assert len(answers('a.jsonl', '\n'.join(rows), own=own)) == 40
+  assert any('1 of 41 rows skipped' in note for note in own.notes)
+  with pytest.raises(InputError, match=r'a\.jsonl:41: "text" is missing'):
+    answers('a.jsonl', '\n'.join(rows))
+
+
 def test_rows_that_are_cut_are_counted_over_the_whole_file(answers, source, monkeypatch):
   monkeypatch.setattr(stream, 'PIECE', 2)
   own = dataclasses.replace(source, notes=[])

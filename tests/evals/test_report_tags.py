@@ -83,6 +83,14 @@ def test_a_page_without_mistakes_and_one_in_chinese(page):
   assert '<mark class="partly">Wrong boundary</mark></span> PER: <span dir="auto">王小明 → 王小</span>' in text
 
 
+def test_what_is_not_shown_is_counted(page):
+  kinds = [f'K{i}' for i in range(9)]
+  many = {'id': 0, 'tokens': ['w'] * 10, 'text': 'w ' * 9 + 'w', 'label': ['O'] * 10, 'entities': []}
+  html = page([{**many, 'prediction': [*(f'B-{k}' for k in kinds), 'B-K0']}])
+  assert 'K0 (2), K1 (1), K2 (1), K3 (1), K4 (1), K5 (1) and 3 others (3)' in html
+  assert html.count('and 2 more') == 1
+
+
 def test_odd_rows_are_passed_over(page):
   text = page([{'tokens': ['a'], 'label': ['O', 'O'], 'prediction': ['O'], 'text': 'a'}, {'text': 'b'}])
   assert 'Kinds of mistakes' not in text

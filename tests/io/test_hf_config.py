@@ -59,6 +59,9 @@ def test_all_problems_are_named_at_once():
   message = refused(lambda: read(rotary_dim=16, is_decoder=True, vocab_size='absent'), 'rotary_dim', 'is_decoder')
   assert 'vocab_size is missing' in message
   assert 'model.allow_config' in message
+  assert 'allow_config' not in refused(
+    lambda: read(is_decoder=True, vocab_size='absent'), 'is_decoder'
+  )  # would not help
 
 
 def test_unknown_keys_can_be_allowed_but_not_unsupported_values():

@@ -317,9 +317,7 @@ class Trunk(nnx.Module):
     # 'cls' is the first vector whatever it is: with a prompt, that of its first virtual token, as in PEFT
     led = context.prompt and head.pooling == 'cls' and not head.marks
     pooled_BD = wide_BLD[:, 0] if led else heads.pool(h_BLD, context.inputs, head)
-    if (
-      self.pooler is not None and head.pooling == 'cls'
-    ):  # what it was pretrained on; for others it is kept for exports
+    if self.pooler is not None and head.pooling == 'cls':  # which it was pretrained on; else it is there for exports
       pooled_BD = jnp.tanh(self.pooler(pooled_BD, stream))
     logits = None if self.head is None else self.head(pooled_BD, stream)
     return Outputs(h_BLD, pooled_BD, logits)

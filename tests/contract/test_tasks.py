@@ -201,6 +201,9 @@ def test_a_run_that_goes_on_is_one_that_never_stopped(config, built, tmp_path):
 
 
 def test_it_trains_and_is_evaluated(config, name, tmp_path, capsys):
+  config = config.copy_and_resolve_references()
+  if 'prior' in config.objective:
+    config.objective.prior = False  # so that there is far to fall
   fine_tune.run(config, str(tmp_path / 'run'))
   rows = [json.loads(line) for line in (tmp_path / 'run' / 'metrics.jsonl').read_text().splitlines()]
   losses = [r['loss'] for r in rows if r['split'] == 'train']

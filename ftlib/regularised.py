@@ -6,7 +6,6 @@ The rules are in `train/mixout.py`, `objectives/adversarial.py` and `train/priva
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +18,7 @@ from ftlib.base.errors import InputError
 from ftlib.base.types import Sums
 from ftlib.data import batches, sampling
 from ftlib.data.batches import Examples
-from ftlib.objectives import adversarial, constant
+from ftlib.objectives import adversarial
 from ftlib.peft.method import added
 from ftlib.recipe import Settings
 from ftlib.tasks.task import Task
@@ -29,7 +28,6 @@ if TYPE_CHECKING:  # both import this file
   from ftlib.run import Run
   from ftlib.shapes import Shapes
 
-_BIAS = 'head/out/bias'
 _OPEN = ('value', 'value_fn', 'grad_fn', 'obj_fn')  # what an optimizer may be passed that holds no noise
 
 
@@ -202,18 +200,6 @@ def _narrow(run: Run) -> list[str]:
     f'optim.moments=bfloat16 changes nothing of optim.name={name}: it keeps no first moment'
     for name in sorted({*asked.values()} - kept)
   ]
-
-
-def head_bias(run: Run) -> dict[str, np.ndarray]:
-  """{the bias of a new head: where it starts} by `objective.prior`, or {}: the training rows are not there (in
-  evaluation), the model has no such bias, or the run is private, for it tells of the labels."""
-  rows = run.examples.get('train')
-  if _BIAS not in run.match.fresh or rows is None or is_private(run.settings):
-    return {}
-  if not getattr(run.settings.objective, 'prior', False):
-    return {}
-  shape = run.method.model.info()[_BIAS].shape
-  return {_BIAS: constant.best(run.objective, rows.extra, math.prod(shape)).reshape(shape)}
 
 
 def hooks(run: Run | Shapes) -> dict[str, Any]:

@@ -28,6 +28,7 @@ from ftlib.data.labels import Columns
 from ftlib.evals import evaluate
 from ftlib.io import gguf, hf
 from ftlib.models import heads, hf_config, stack
+from ftlib.objectives import constant
 from ftlib.optim import chain
 from ftlib.optim.chain import Optimizer
 from ftlib.peft.method import Adjust, Method, added
@@ -40,6 +41,7 @@ from ftlib.train.gradient import mean_gradient
 from ftlib.train.state import TrainState
 from ftlib.train.step import make_eval_step, make_train_step
 
+_BIAS = 'head/out/bias'
 _TOKENIZER = ('tokenizer*.json', 'vocab.*', 'merges.txt', '*.model')  # the files that token ids follow from
 
 
@@ -120,8 +122,14 @@ class Run:
 
   @functools.cached_property
   def head_bias(self) -> dict[str, np.ndarray]:
-    """{the bias of a new head: where it starts} by `objective.prior`, or {}."""
-    return regularised.head_bias(self)
+    """{the bias of a new head: where it starts} by `objective.prior`, or {}: the training rows are not there (in
+    evaluation), the model has no such bias, or the run is private, for it tells of the labels."""
+    s, rows = self.settings, self.examples.get('train')
+    asked = getattr(s.objective, 'prior', False) and not regularised.is_private(s)
+    if not asked or rows is None or _BIAS not in self.match.fresh:
+      return {}
+    info = self.method.model.info()[_BIAS]
+    return {_BIAS: constant.best(self.objective, rows.extra, info.size).reshape(info.shape)}
 
   def start(self, own: Params, frozen: Params) -> TrainState:
     """The state at step 0, each leaf where `state_shardings` says, after the method has prepared its parameters."""

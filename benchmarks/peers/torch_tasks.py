@@ -9,8 +9,8 @@ FILE.npz has the ragged documents of both splits (`train_ids`, `train_types`, `t
 kind `embed` two a row, one behind the other) and what their loss needs: `train_labels` of kind `classify` (int),
 `multilabel` (0 or 1, [N, C]) and `marks` (int, with `train_marks` [N, M] and `validation_marks`, the tokens that are
 read), `train_targets` and `train_weights` a token of kind `tag`, `train_starts`, `train_ends` and, a token,
-`train_candidates` of kind `span`, `train_cosines` of kind `embed`. `rates` has the learning rate of each
-step, and `bias`, where it is there, at what the bias of the head starts.
+`train_candidates` of kind `span`, `train_cosines` of kind `embed`. `rates` has the learning rate of each step,
+and `bias`, where it is there, at what the bias of the head starts.
 
 The models are transformers' own for these heads (`marks`: dropout and a linear layer over the hidden states of the
 marked tokens side by side; `embed`: no head, the cosine of the means of the hidden states of two documents, whose

@@ -34,7 +34,8 @@ _OTHER_HEADS = re.compile(
 )
 _OTHER_PREFIX = 'transformer.'  # of a Llama that answers questions, whose base is called model. everywhere else
 _SAMPLE_BYTES = 1 << 28
-POOLING = {'cls': 'cls_token', 'mean': 'mean_tokens', 'max': 'max_tokens', 'last': 'lasttoken'}  # of Sentence-T.
+# ours: Sentence-Transformers'
+POOLING = {'cls': 'cls_token', 'mean': 'mean_tokens', 'max': 'max_tokens', 'last': 'lasttoken'}
 
 
 def resolve(pretrained: str) -> pathlib.Path:

@@ -29,8 +29,8 @@ class Config:
   """`pos_weight`: how much more a row that has a label counts for it than one that has not: '' (all 1), 'balanced'
   (rows without the label / rows with it), 'effective' (the same of effective numbers of rows, with `effective_beta`: 0
   is all 1, towards 1 it is 'balanced'), or 'label=weight,label=weight'. `focal_gamma`: how much less an answer counts
-  the surer it is right (0: not at all). `r_drop`: weight of R-Drop. `prior`: whether the
-  bias of a new head starts at the best answer that is the same for all rows (`constant.py`), or at 0."""
+  the surer it is right (0: not at all). `r_drop`: weight of R-Drop. `prior`: whether the bias of a new
+  head starts at the best answer that is the same for all rows (`constant.py`), or at 0."""
 
   pos_weight: str = ''
   effective_beta: float = setting(0.999, low=0, below=1)

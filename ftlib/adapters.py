@@ -119,7 +119,7 @@ class Adapters:
     run, info = self._run, self._plain.info()
     source = adapter.opened(where, run.base.fingerprint, field)
     self._check_labels(source.identity['labels'], field)
-    pooling = source.config['task'].get('pooling') or run.task.head.pooling
+    pooling = source.config['task'].get('pooling', run.task.head.pooling)
     if pooling != run.task.head.pooling:
       raise InputError(f'{field}: its head reads task.pooling={pooling}, here {run.task.head.pooling}')
     section = dict(source.config['method'])

@@ -81,8 +81,8 @@ def analysed(
   run: Run, examples: Examples, predictions: Mapping[str, Any], rows: Sequence[Mapping], options: Options
 ) -> dict[str, Any]:
   """What goes into `eval/<split>.json` beside the metrics: `intervals` {metric: [low, high]}, also `per_class`,
-  `bootstrap` {samples, level}, `slices` {by: [{slice, n, metrics, intervals}]}, of scalars alone, and, of classifiers,
-  `calibration`. Raises `InputError`."""
+  `bootstrap` {samples, level, without}, `slices` {by: [{slice, n, metrics, intervals}]}, of scalars alone, and, of
+  classifiers, `calibration`. Raises `InputError`."""
   counted, total = resampling.resampled(run.task, examples, predictions, rows), resampling.count(examples)
   out = {'metric': run.task.metric, **_intervals(counted, total, options)}
   if options.slices:
@@ -178,7 +178,8 @@ def _intervals(counted: Counted, total: int, options: Options, *, within: Any = 
   if options.bootstrap == 0:
     return {}
   found = bootstrap.intervals(counted, total, samples=options.bootstrap, within=within, seconds=_SECONDS / share)
-  return {'intervals': found.bounds, 'bootstrap': {'samples': found.samples, 'level': found.level}}
+  how = {'samples': found.samples, 'level': found.level} | ({'without': found.without} if found.without else {})
+  return {'intervals': found.bounds, 'bootstrap': how}
 
 
 def _slices(
@@ -206,8 +207,10 @@ def _by_values(values: Sequence[Any]) -> list[tuple[str, np.ndarray]]:
   if len({*map(str, known)}) > _MOST and (numbers := _numbers(known)) is not None:
     column = np.array([np.nan if v is None else float(v) for v in values])
     edges = np.unique(np.quantile(numbers, [0, 0.25, 0.5, 0.75, 1]))
+    short = [f'{e:g}' for e in edges]
+    names = short if len({*short}) == len(short) else [*map(repr, edges.tolist())]
     found = [
-      (f'{a:g} to {b:g}', (column >= a if i == 0 else column > a) & (column <= b))
+      (f'{names[i]} to {names[i + 1]}', (column >= a if i == 0 else column > a) & (column <= b))
       for i, (a, b) in enumerate(itertools.pairwise(edges))
     ]
     return [f for f in [*found, (_NONE, np.isnan(column))] if f[1].any()]

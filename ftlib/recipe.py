@@ -280,11 +280,11 @@ def read(config: Mapping[str, Any]) -> Settings:
 
 def pooled(s: Settings, usual: str, said: str = '') -> Settings:
   """The settings with what the head reads, where `task.pooling` leaves it open: what the model's folder says of itself,
-  if the task takes that, else what is usual in the family."""
+  else what is usual in the family, where the task takes that, else the first token."""
   if getattr(s.task, 'pooling', None) != '':
     return s
-  said = said if said in settings.choices(s.task, 'pooling') else ''
-  return dataclasses.replace(s, task=dataclasses.replace(s.task, pooling=said or usual))
+  pooling = next(p for p in (said, usual, 'cls') if p and p in settings.choices(s.task, 'pooling'))
+  return dataclasses.replace(s, task=dataclasses.replace(s.task, pooling=pooling))
 
 
 def expanded(config: Mapping[str, Any]) -> config_dict.ConfigDict:

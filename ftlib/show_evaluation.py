@@ -12,9 +12,10 @@ def lines(more: Mapping[str, Any], metric: str) -> list[str]:
   """Of what `ftlib/analysis.py` found; slices are shown by `metric`."""
   out = []
   if 'bootstrap' in more:
-    samples, level = more['bootstrap']['samples'], more['bootstrap']['level']
+    samples, level, without = (more['bootstrap'].get(n) for n in ('samples', 'level', 'without'))
     said = f'in brackets: {level:.0%} intervals of {samples} bootstrap samples'
     out.append(f'  {said}' if samples else '  no intervals: they would take long; --bootstrap=1000 takes that time')
+    out += [f'  no interval, for the samples do not say how far it may be off: {", ".join(without)}'] if without else []
   for by, slices in more.get('slices', {}).items():
     out += _slices(by, slices, metric)
   out += _calibration(more.get('calibration'), more.get('calibrated'))

@@ -89,7 +89,7 @@ TASKS = {
   'stsb': Task('embed', ('spearman',), 800, 400, 32),
   'goemotions': Task('multilabel', ('lrap',), 1500, 500, 32, values={**CLS, 'task.threshold': 0.5}),
   'conll2003': Task('tag', ('f1',), 1200, 500, 48),
-  'squad': Task('extract', ('f1',), 500, 150, 192),
+  'squad': Task('extract', ('f1',), 1500, 300, 256),
   'semeval2010_task8': Task('relation', ('f1_macro',), 1200, 500, 48),
   'chnsenticorp': Task('classify', ('accuracy',), 600, 300, 96, values=CLS),
   'chnsenticorp_bilstm': Task('classify', ('accuracy',), 600, 300, 96, data='chnsenticorp', values=BILSTM, bilstm=True),

@@ -29,11 +29,13 @@ _DEFINED = 0.9  # share of the samples in which a metric must be defined
 
 class Intervals(NamedTuple):
   """`bounds` {metric: (low, high)}, with `per_class` {class: {precision, recall, f1: (low, high)}} where there are
-  classes, and how they were found: `samples` resamples, a share of `level` between the bounds."""
+  classes, and how they were found: `samples` resamples, a share of `level` between the bounds. `without`: metrics that
+  have a value and no interval."""
 
   bounds: dict[str, Any]
   samples: int
   level: float
+  without: list[str]
 
 
 def draws(n: int, *, samples: int, seed: int, within: np.ndarray | None = None) -> Iterator[np.ndarray]:
@@ -82,7 +84,7 @@ def intervals(
     for name, value in _numbers(counted(counts)):
       values[name].append(value)
   if samples is None and count < FEWEST:
-    return Intervals({}, 0, level)
+    return Intervals({}, 0, level, [])
   seen = dict(_numbers(counted(np.ones(n, np.int64) if within is None else within.astype(np.int64))))
   bounds: dict[str, Any] = {}
   for name, of_samples in values.items():
@@ -93,7 +95,8 @@ def intervals(
         of_class, name = name
         place = bounds.setdefault('per_class', {}).setdefault(of_class, {})
       place[name] = (float(low), float(high))
-  return Intervals(bounds, count, level)
+  without = [n for n in seen if count and isinstance(n, str) and n not in bounds]
+  return Intervals(bounds, count, level, without)
 
 
 def _numbers(found: Mapping[str, Any]) -> Iterator[tuple[Any, float]]:

@@ -62,16 +62,15 @@ def wilson(share: float, n: int, z: float = 1.96) -> tuple[float, float]:
 
 
 def interval(share: float, n: int | None) -> str:
-  """'95 % interval 0.874 to 0.911', or '' where it is not defined."""
+  """'95 % interval 0.8741 to 0.9114', or '' where it is not defined."""
   if not n or n < 1 or not 0 <= share <= 1:
     return ''
   return bounds(*wilson(share, n))
 
 
 def bounds(low: float, high: float, *, level: float = 0.95) -> str:
-  """'95 % interval 0.874 to 0.911'; numbers beyond 1 by four significant digits."""
-  said = (f'{v:.3f}' if abs(v) <= 1 else f'{v:.4g}' for v in (low, high))
-  return f'{100 * level:.0f}{_SPACE}% interval {" to ".join(said)}'
+  """'95 % interval 0.8741 to 0.9114', each number as a metric is shown."""
+  return f'{100 * level:.0f}{_SPACE}% interval {decimal(low)} to {decimal(high)}'
 
 
 def plain(value: object) -> str:

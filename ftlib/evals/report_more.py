@@ -105,6 +105,8 @@ def attributed(split: Split) -> str:
     'Integrated gradients: blue speaks for the class that is named, orange against it. Rollout: the darker, the more '
     'comes from the token. Point at a token for its share of the greatest.'
   )
+  if (total := len(split.attribution)) > _ROWS:
+    note = f'The first {_ROWS} of {fmt.integer(total)} rows; all are in eval/{split.name}_attribution.jsonl. {note}'
   return block('What answers hang on', '\n'.join(lines), note=note, kind='wide')
 
 

@@ -7,7 +7,7 @@ import shutil
 import numpy as np
 import pytest
 
-from ftlib import analysis, fine_tune, judge, judge_file, run, stream
+from ftlib import analysis, fine_tune, judge, judge_file, run, show_evaluation, stream
 from ftlib.analysis import Answers, Options
 from ftlib.base.errors import InputError
 from ftlib.evals import bootstrap, calibration, report_data
@@ -200,6 +200,12 @@ def test_files_that_cannot_be_judged(told, tmp_path):
   assert (told / 'eval' / f'{tmp_path.name}_test.json').exists()  # the split's own result stays
 
 
+def test_it_is_said_what_has_no_interval():
+  said = show_evaluation.lines({'bootstrap': {'samples': 100, 'level': 0.95, 'without': ['f1_macro', 'mcc']}}, 'mcc')
+  assert said[1] == '  no interval, for the samples do not say how far it may be off: f1_macro, mcc'
+  assert len(show_evaluation.lines({'bootstrap': {'samples': 100, 'level': 0.95}}, 'mcc')) == 1
+
+
 def test_groups_of_rows():
   rows = [{'n': i, 'kind': None if i == 3 else 'ab'[i % 2], 'flag': i > 3, 'length': 'x'} for i in range(30)]
   lengths = np.array([5, 16, 17, 40] + [1] * 26)
@@ -208,6 +214,8 @@ def test_groups_of_rows():
   assert [int(w.sum()) for _, w in got['n']] == [8, 7, 7, 8]
   assert got['n'][0][0] == '0 to 7.25'
   assert [(n, int(w.sum())) for n, w in got['flag']] == [('True', 26), ('False', 4)]
+  large = analysis.grouped(['t'], [{'t': 1_000_000 + i} for i in range(30)], lengths)['t']
+  assert [n for n, _ in large][:2] == ['1000000.0 to 1000007.25', '1000007.25 to 1000014.5']
   many = analysis.grouped(['w'], [{'w': f'w{i % 25:02d}'} for i in range(50)], np.ones(50))['w']
   assert [int(w.sum()) for _, w in many] == [2] * 20 + [10]
   assert many[-1][0] == '(other): 5 values'

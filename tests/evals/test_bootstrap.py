@@ -46,8 +46,9 @@ def test_what_says_nothing_has_no_interval():
   def counted(counts):
     return {'same': 1.0, 'rare': None if counts[0] == 0 else 1.0 + counts[1], 'usual': float(counts @ rows)}
 
-  assert set(bootstrap.intervals(counted, 10, samples=50).bounds) == {'usual'}
-  assert bootstrap.intervals(counted, 10, samples=0) == ({}, 0, 0.95)
+  found = bootstrap.intervals(counted, 10, samples=50)
+  assert (set(found.bounds), found.without) == ({'usual'}, ['same', 'rare'])
+  assert bootstrap.intervals(counted, 10, samples=0) == ({}, 0, 0.95, [])
 
 
 def test_an_interval_holds_its_value_and_has_a_width():
@@ -75,6 +76,6 @@ def test_time_is_kept_unless_samples_are_asked_for(monkeypatch):
   assert bootstrap.intervals(slow(0.001), 5).samples == bootstrap.SAMPLES
   assert bootstrap.intervals(slow(0.02), 5, seconds=10).samples == pytest.approx(500, abs=2)
   before = now[0]
-  assert bootstrap.intervals(slow(1.0), 5, seconds=10) == ({}, 0, 0.95)
+  assert bootstrap.intervals(slow(1.0), 5, seconds=10) == ({}, 0, 0.95, [])
   assert now[0] - before <= 2  # given up at once
   assert bootstrap.intervals(slow(1.0), 5, samples=30, seconds=10).samples == 30

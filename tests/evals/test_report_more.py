@@ -72,7 +72,7 @@ def test_what_the_page_says(folder):
   where = folder(attribution=[{**record, 'tokens': tokens}])
   page = report.render(report_data.read(where))
   for words in (
-    'interval 0.710 to 0.930',
+    'interval 0.7100 to 0.9300',
     'interval 2 to 3',
     'By genre',
     '0.5000 to 0.9123',
@@ -98,11 +98,18 @@ def test_what_the_page_says(folder):
   assert f'Expected calibration error {error:.3f}, at T = 1.7 {after:.3f}.' in page
 
 
+def test_attributed_rows_that_are_not_shown_are_counted(folder):
+  rows = [{'row': i, 'target': 'good', 'method': 'rollout', 'tokens': [['a', 1.0]]} for i in range(25)]
+  page = report.render(report_data.read(folder({}, rows)))
+  assert 'The first 20 of 25 rows; all are in eval/test_attribution.jsonl.' in page
+  assert 'The first' not in report.render(report_data.read(folder({}, rows[:20])))
+
+
 def test_without_intervals_shares_have_that_of_wilson(folder):
   split = report_data.read(folder({})).splits[0]
   assert report_more.blocks(split) == ''
   page = report.render(report_data.read(folder({})))
-  assert 'interval 0.680 to 0.913' in page
+  assert 'interval 0.6805 to 0.9125' in page
   assert 'interval 2 to 3' not in page
 
 

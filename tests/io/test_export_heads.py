@@ -42,6 +42,7 @@ def test_heads_that_there_are():
     (deberta, 'DebertaV2ForMultipleChoice', {}),
     (electra, 'ElectraForMultipleChoice', electra.CHOICE),
     (modernbert, 'ModernBertForMultipleChoice', {'classifier_pooling': 'mean'}),
+    (roberta, 'RobertaForMultipleChoice', {}),
     (xlnet, 'XLNetForMultipleChoice', {}),
   ],
 )
@@ -58,7 +59,7 @@ def test_heads_that_there_are_not():
   refused(lambda: architecture(bert, 'bert', marked), *says)
   refused(lambda: architecture(gemma, 'gemma2', Head('span', 2)), "no form of gemma2 with a head of the kind 'span'")
   several = Head('classify', 1, documents=4)
-  refused(lambda: architecture(roberta, 'roberta', several), "no form of roberta with a head of the kind 'choice'")
+  refused(lambda: architecture(llama, 'llama', several), "no form of llama with a head of the kind 'choice'")
 
 
 @pytest.mark.parametrize('kind', ['lm', 'span'])

@@ -14,7 +14,7 @@ import dataclasses
 import json
 import re
 import zlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -278,14 +278,14 @@ def checksum(tensors: Mapping[str, np.ndarray]) -> int:
   return total
 
 
-def inputs(case: str) -> dict[str, np.ndarray]:
-  """Three right-padded rows, of lengths 8, 6 and 4 (decoders' are longer): `input_ids`, `attention_mask`, for some
-  `token_type_ids`.
+def inputs(case: str, lengths: Sequence[int] = ()) -> dict[str, np.ndarray]:
+  """Right-padded rows of `lengths`, of 8, 6 and 4 tokens unless given (decoders' are longer): `input_ids`,
+  `attention_mask`, for some `token_type_ids`.
 
   All rows begin and end with the same special tokens, so the gradients of some embeddings are sums over rows.
   """
   config = TINY[case] if case in TINY else DECODERS[case]
-  lengths = LENGTHS if case in TINY else DECODER_LENGTHS
+  lengths = lengths or (LENGTHS if case in TINY else DECODER_LENGTHS)
   rng = np.random.default_rng(zlib.crc32(b'inputs'))
   mask = np.arange(max(lengths)) < np.array(lengths)[:, None]
   ids = rng.integers(FIRST_WORD, config['vocab_size'], mask.shape)

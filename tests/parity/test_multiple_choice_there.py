@@ -86,6 +86,8 @@ def test_logits_and_loss_are_those_of_transformers(there):
   'case',
   [
     'bert',
+    'roberta',
+    'xlm_roberta',
     'ernie',
     'distilbert',
     'albert',

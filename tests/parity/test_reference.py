@@ -97,6 +97,17 @@ def test_a_folder_that_transformers_writes_computes_the_same_here(tmp_path, case
 
 
 @each_case
+def test_rows_of_one_token_and_of_all_positions(tmp_path, case):
+  model = fresh(case, 'none')
+  model.save_pretrained(tmp_path)
+  here = load(tmp_path, head_of('none', classes=CLASSES))
+  most = min(here.model.config.max_length, 40)  # some have no table of positions
+  values = inputs(case, (1, most, 2, most - 1))
+  real = values['attention_mask'] > 0
+  close(here.run(batch_of(values)).hidden[real], outputs(model, values)['last_hidden_state'][real])
+
+
+@each_case
 def test_a_classifier_that_ftlib_exports_computes_the_same_there(tmp_path, case):
   fresh(case, 'none').save_pretrained(tmp_path / 'base')
   config = tmp_path / 'base' / 'config.json'

@@ -7,7 +7,7 @@ import shutil
 
 import pytest
 
-from ftlib import export, fine_tune, recipe, run
+from ftlib import export, fine_tune, folder, recipe, run
 from ftlib.base.errors import InputError
 from tests import tiny
 from tests.refusal import refused
@@ -40,34 +40,42 @@ def test_the_family_says_it(folders, family, asked, pooling):
   ],
 )
 def test_a_folder_of_sentence_transformers_says_it(folders, tmp_path, said, asked, pooling):
-  folder = shutil.copytree(folders['bert'], tmp_path / 'model')
-  (folder / '1_Pooling').mkdir()
-  (folder / '1_Pooling' / 'config.json').write_text(json.dumps(said))
-  r = run.build(tiny.config(folder, folders['data'], task__pooling=asked))
+  path = shutil.copytree(folders['bert'], tmp_path / 'model')
+  (path / '1_Pooling').mkdir()
+  (path / '1_Pooling' / 'config.json').write_text(json.dumps(said))
+  r = run.build(tiny.config(path, folders['data'], task__pooling=asked))
   assert r.task.head.pooling == pooling
   assert any(n.startswith('pooler/') for n in r.info)  # which an export has whatever the head reads
 
 
 def test_what_a_folder_says_has_to_be_json(folders, tmp_path):
-  folder = shutil.copytree(folders['bert'], tmp_path / 'model')
-  (folder / '1_Pooling').mkdir()
-  (folder / '1_Pooling' / 'config.json').write_text('{')
-  refused(lambda: run.build(tiny.config(folder, folders['data'])), '1_Pooling/config.json is not JSON')
+  path = shutil.copytree(folders['bert'], tmp_path / 'model')
+  (path / '1_Pooling').mkdir()
+  (path / '1_Pooling' / 'config.json').write_text('{')
+  refused(lambda: run.build(tiny.config(path, folders['data'])), '1_Pooling/config.json is not JSON')
 
 
 def test_what_a_task_does_not_take_is_the_familys(folders):
   section = recipe.component_section('task', 'extract')
   config = tiny.config(folders['bert'], folders['data'])
   config.task, config.objective = section, recipe.component_section('objective', 'span')
-  assert recipe.pooled(recipe.read(config), 'cls', 'mean').task.pooling == 'cls'
+  for usual in ('cls', 'mean'):
+    assert recipe.pooled(recipe.read(config), usual, 'mean').task.pooling == 'cls'
 
 
-def test_an_export_is_read_as_it_was_trained(folders, tmp_path):
-  fine_tune.run(
-    tiny.config(folders['bert'], folders['data'], train__steps=1, task__pooling='mean'), str(tmp_path / 'w')
-  )
-  export.export(tmp_path / 'w', tmp_path / 'out')
+def test_a_run_is_read_as_it_was_trained(folders, tmp_path):
+  said = shutil.copytree(folders['bert'], tmp_path / 'model') / '1_Pooling'
+  said.mkdir()
+  (said / 'config.json').write_text(json.dumps({'pooling_mode_mean_tokens': True}))
+  config, workdir = tiny.config(said.parent, folders['data'], train__steps=1), tmp_path / 'w'
+  fine_tune.run(config, str(workdir))
+  export.export(workdir, tmp_path / 'out')
   assert run.build(tiny.config(tmp_path / 'out', folders['data'])).task.head.pooling == 'mean'
+  fine_tune.run(config, str(workdir))  # nothing has changed, and nothing is left to do
+  shutil.rmtree(said)  # the usual one is another now
+  assert run.build(config).task.head.pooling == 'cls'
+  assert run.build(folder.stored(workdir)[0]).task.head.pooling == 'mean'
+  refused(lambda: fine_tune.run(config, str(workdir)), 'belongs to another run', 'task.pooling: mean -> cls')
 
 
 @pytest.mark.parametrize(('family', 'asked'), [('bert', 'last'), ('llama', 'cls')])

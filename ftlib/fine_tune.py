@@ -38,8 +38,6 @@ def run(config: Any, workdir: str | None) -> dict[str, Any]:
   with Checkpoints(where / 'checkpoints', readonly=True) as checkpoints:
     resumes = bool(checkpoints.steps())
   built = runs.build(folder.started(values, where) if resumes else values)
-  if 'pooling' in values['task']:
-    values['task']['pooling'] = built.settings.task.pooling  # so that the folder says what the head was trained on
   plan, planned = _plan(built), regularised.spent(built, built.steps)
   generators.check(built)
   folder.check(where, values, built)

@@ -63,7 +63,7 @@ def check(workdir: pathlib.Path, config: Mapping[str, Any], run: Run) -> None:
     stored = recipe.expanded(stored).to_dict()  # with the defaults of settings that have come since
   moved = {'model.adapter'} if now.get(_START) and now[_START] == before.get(_START) else set()
   names = {**_NAMES, _START: 'model.adapter (its content)'}
-  changes = _changes(stored, config, but=moved) + [
+  changes = _changes(_settled(stored, run), _settled(config, run), but=moved) + [
     f'{names[k]}: {_brief(before.get(k, ""))} -> {_brief(now.get(k, ""))}' for k in names if before.get(k) != now.get(k)
   ]
   if changes:
@@ -77,7 +77,7 @@ def claim(workdir: pathlib.Path, config: Mapping[str, Any], run: Run) -> None:
   """Makes the folder this run's, once it is `check`ed and locked."""
   check(workdir, config, run)
   files.write_json(workdir / 'run.json', {**run.identity, _LEARNT: getattr(run.task, 'learnt', {})})
-  files.write_json(workdir / 'config.json', config)
+  files.write_json(workdir / 'config.json', _settled(config, run))
 
 
 def stored(workdir: pathlib.Path, *, field: str = '') -> tuple[dict[str, Any], list]:
@@ -196,6 +196,14 @@ def written(target: pathlib.Path) -> Iterator[TextIO]:
 def line(record: Mapping[str, Any]) -> str:
   """A record as a line of JSON."""
   return json.dumps(record, ensure_ascii=False, default=str) + '\n'
+
+
+def _settled(config: Mapping[str, Any], run: Run) -> Mapping[str, Any]:
+  """The config with what the run's head reads, where that is left open: usual is something else for another folder."""
+  task = config.get('task', {})
+  if not isinstance(task, Mapping) or task.get('pooling') != '':
+    return config
+  return {**config, 'task': {**task, 'pooling': run.settings.task.pooling}}
 
 
 def _is_run(workdir: pathlib.Path) -> bool:

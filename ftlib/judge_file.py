@@ -47,7 +47,7 @@ def run(workdir: str | None, *, file: str, checkpoint: str, skip: bool, options:
   record = {'metrics': metrics, 'n': len(rows), 'checkpoint': step, 'labels': [*task.labels], 'file': file}
   record |= {'truncated': long} if (long := examples.tokens.truncated) else {}
   files.write_json(where / 'eval' / f'{name}.json', {**record, **more})
-  for note in [*own.notes, *_passed(incoming)]:
+  for note in [*own.notes, *incoming.notes]:
     print(f'      note  {note}')
   print(show.table(f'{name}, checkpoint {step}, {len(rows):,} rows', metrics, more.get('intervals')))
   print('\n'.join(show_evaluation.lines(more, task.metric)))
@@ -106,7 +106,3 @@ def _name(file: str, incoming: Incoming) -> str:
   if incoming.name not in taken:
     return incoming.name
   return f'{pathlib.Path(file).expanduser().resolve().parent.name}_{incoming.name}'
-
-
-def _passed(incoming: Incoming) -> list[str]:
-  return [f'{incoming.passed} empty lines were passed over, the first {incoming.first}'] if incoming.passed else []

@@ -59,6 +59,11 @@ class Incoming:
     """How messages and results name the file: without its folder and its endings."""
     return 'stdin' if self.path == STDIN else pathlib.Path(self.path).name.partition('.')[0] or 'file'
 
+  @property
+  def notes(self) -> list[str]:
+    """What was passed over, after the rows are read."""
+    return [f'empty lines passed over: {self.passed}, the first {self.first}'] if self.passed else []
+
   def pieces(self, *, size: int = PIECE) -> Iterator[Rows]:
     """The rows, at most `size` at a time; those without an `id` get their number from 0 (of a .txt, that of the line).
     Raises `InputError` with file and line, and for a file without rows."""

@@ -1,5 +1,6 @@
 """python -m ftlib.predict: the answers of a run to files of any kind, a piece at a time."""
 
+import csv
 import dataclasses
 import gc
 import json
@@ -9,7 +10,7 @@ import weakref
 import numpy as np
 import pytest
 
-from ftlib import judge, predict, stream
+from ftlib import folder, judge, predict, stream
 from ftlib.analysis import Options
 from ftlib.base.errors import InputError
 from ftlib.data.incoming import Incoming
@@ -35,7 +36,7 @@ def answers(source, tmp_path):
     path.write_text(data)
     found = []
     predict.predict(own, Incoming(str(path), own.columns.texts), found.append, **options)
-    return [json.loads(line) for line in found]
+    return [json.loads(folder.line(record)) for record in found]
 
   return call
 
@@ -95,8 +96,7 @@ def test_rows_are_let_go(source, tmp_path, monkeypatch):
     return checked(self, rows, unusable)
 
   monkeypatch.setattr(stream.Stream, 'checked', counted)
-  lines = []
-  assert predict.predict(source, Incoming(str(path), ['text']), lambda line: lines.append(len(line))) == 20
+  assert predict.predict(source, Incoming(str(path), ['text']), lambda record: None) == 20
   assert pieces == 10
   assert most <= 3
 
@@ -160,7 +160,7 @@ def test_the_program(trained, tmp_path, monkeypatch, capsys):
   predict.main()
   said = capsys.readouterr()
   assert said.out == ''  # no terminal
-  assert '1 empty lines were passed over' in said.err
+  assert 'note  empty lines passed over: 1, the first ' in said.err
   assert [json.loads(line)['id'] for line in (tmp_path / 'out.jsonl').read_text().splitlines()] == [0, 2]
   with pytest.raises(InputError, match=r'--output=.*: it exists'):
     predict.main()
@@ -169,6 +169,45 @@ def test_the_program(trained, tmp_path, monkeypatch, capsys):
   assert len(capsys.readouterr().out.splitlines()) == 2
   flags.batch_size = 0
   with pytest.raises(InputError, match='--batch_size=0'):
+    predict.main()
+
+
+@pytest.mark.parametrize(('ending', 'separator'), [('.csv', ','), ('.TSV', '\t')])
+def test_a_table_says_what_lines_of_json_say(trained, answers, tmp_path, monkeypatch, ending, separator):
+  rows = [{'id': 'x', 'text': 'a "good" film,\twarm'}, {'text': 'a bad film'}]
+  data = ''.join(json.dumps(r) + '\n' for r in rows)
+  want = answers('in.jsonl', data)
+  flags = given(workdir=str(trained.folder), input=str(tmp_path / 'in.jsonl'), output=str(tmp_path / f'out{ending}'))
+  monkeypatch.setattr('absl.flags.FLAGS', flags)
+  predict.main()
+  with (tmp_path / f'out{ending}').open(newline='') as f:
+    got = [*csv.DictReader(f, delimiter=separator)]
+  assert [g['text'] for g in got] == [r['text'] for r in rows]
+  assert [(g['id'], g['prediction']) for g in got] == [(str(w['id']), w['prediction']) for w in want]
+  for g, w in zip(got, want, strict=True):
+    assert {n: float(g[f'probabilities.{n}']) for n in ('good', 'bad')} == w['probabilities']
+
+
+def test_a_table_has_the_same_columns_in_every_row(tmp_path):
+  first, odd = {'id': 0, 'a': [1, 'x'], 'b': None}, {'id': 1, 'a': [], 'c': 3}
+
+  def written(*records):
+    with predict._output(str(tmp_path / 'out.csv')) as write:
+      for record in records:
+        write(record)
+
+  with pytest.raises(InputError, match=r'out\.csv: row 1 has other columns than the first \(b, c\)'):
+    written(first, odd)
+  assert not [*tmp_path.iterdir()]
+  written(first)
+  assert (tmp_path / 'out.csv').read_text() == 'id,a,b\n0,"[1, ""x""]",\n'
+
+
+@pytest.mark.parametrize('name', ['out.json', 'out.parquet'])
+def test_files_that_are_not_written(trained, tmp_path, monkeypatch, name):
+  flags = given(workdir=str(trained.folder), input='in.txt', output=str(tmp_path / name))
+  monkeypatch.setattr('absl.flags.FLAGS', flags)
+  with pytest.raises(InputError, match=r'--output=.*: what is written is JSON lines \(\.jsonl\), or a table'):
     predict.main()
 
 

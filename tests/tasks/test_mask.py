@@ -19,7 +19,7 @@ from ftlib.base.errors import InputError
 from ftlib.base.types import Head, Outputs
 from ftlib.data import batches, preview, tokens
 from ftlib.models import bert
-from ftlib.tasks import mask
+from ftlib.tasks import lm, mask
 from ftlib.train.step import make_train_step
 from tests import tiny
 from tests.tasks import alike
@@ -210,9 +210,11 @@ def test_metrics_know_better_from_worse(built):
     assert (worse[name] < best[name]) is higher, name
 
 
-def test_records_have_the_ids_of_their_rows(built):
+@pytest.mark.parametrize('of_lm', [False, True])
+def test_records_have_the_ids_of_their_rows(built, of_lm):
   predictions = {n: np.ones(2, np.float32) for n in ('nll', 'correct', 'counted')}
-  found = built.task.records([{'text': 'a', 'id': 'x'}, {'text': 'b'}], predictions)
+  task = lm.build(lm.Config(), train=[], known=None) if of_lm else built.task
+  found = task.records([{'text': 'a', 'id': 'x'}, {'text': 'b'}], predictions)
   assert [record['id'] for record in found] == ['x', 1]
 
 

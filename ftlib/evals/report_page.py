@@ -11,6 +11,7 @@ from ftlib.evals import report_format as fmt
 from ftlib.evals.report_data import clean
 
 LONG = 420  # characters of an example's text; the rest is in the predictions file
+_NUMBER = re.compile(r'[-+–]?\d[^< ]{0,14}')  # a cell that is kept in one line
 
 
 def text(value: object) -> str:
@@ -106,10 +107,12 @@ def table(head: Sequence[str], rows: Iterable[Sequence[str]], *, kind: str = '')
 
 def example_table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
   """A table of examples, wide text first, which a narrow screen shows as cards. Cells are HTML. '' without rows."""
-  labelled = [
-    (row[0], *(f'<span data-name="{text(name)}">{cell}</span>' for name, cell in zip(head[1:], row[1:])))
-    for row in rows
-  ]
+
+  def named(name: str, cell: str) -> str:
+    number = ' class="number"' if _NUMBER.fullmatch(cell) else ''
+    return f'<span data-name="{text(name)}"{number}>{cell}</span>'
+
+  labelled = [(row[0], *map(named, head[1:], row[1:])) for row in rows]
   return table(head, labelled, kind='examples')
 
 
@@ -196,7 +199,7 @@ no-repeat,linear-gradient(var(--line),var(--line)) left bottom/100% 3px no-repea
 .examples td,.examples th{text-align:left;white-space:normal}
 .examples tbody th{width:56%;font-weight:400;overflow-wrap:anywhere;padding-right:24px}
 .examples td{overflow-wrap:anywhere}
-.said .examples td:last-child{overflow-wrap:normal;white-space:nowrap}
+.examples .number{white-space:nowrap}
 .pairs td{white-space:normal}
 .wrap td{overflow-wrap:anywhere}
 .wrap td,.pairs td:nth-child(2){text-align:left}

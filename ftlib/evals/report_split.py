@@ -251,10 +251,12 @@ def _judged_table(judged: Judged, classes: list[str], indices: Iterable[int]) ->
 def _worst(scored: Scored) -> str:
   """The examples whose score is furthest off, and those where it is nearest."""
   order = np.argsort(-np.abs(scored.errors_N), kind='stable')
+  places = max(0, 4 - len(str(int(np.abs(scored.scores_N).max(initial=0)))))  # four digits of the largest score
 
   def examples(indices: Iterable[int]) -> str:
-    cells = lambda i: (scored.scores_N[i], scored.predictions_N[i])  # noqa: E731
-    rows = [(shown(scored.rows[i]), *map(fmt.decimal, cells(i)), f'{scored.errors_N[i]:+.3g}') for i in indices]
+    of = lambda i: (scored.scores_N[i], scored.predictions_N[i], scored.errors_N[i])  # noqa: E731
+    said = lambda true, predicted, error: (f'{true:.6g}', f'{predicted:.{places}f}', f'{error:+.{places}f}')  # noqa: E731
+    rows = [(shown(scored.rows[i]), *said(*of(i))) for i in indices]
     return example_table(('Text', 'True', 'Predicted', 'Error'), rows)
 
   return grid(

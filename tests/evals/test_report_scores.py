@@ -47,6 +47,9 @@ def test_page(tmp_path):
   assert section.index('>test-7<') < section.index(f'>{worst[1]["id"]}<')
   assert all(f'>{r["id"]}<' in section for r in worst)
   assert '+9' in section
+  for row in worst[:3]:  # as many decimals in all of a column
+    for name, value in (('True', f'{row["label"]:.6g}'), ('Predicted', f'{row["prediction"]:.3f}')):
+      assert f'<span data-name="{name}" class="number">{value}</span>' in section
   assert page.count('<svg') == 2
   assert len(page) < 300_000
   assert report.write(tmp_path).read_text() == page

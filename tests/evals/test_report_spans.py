@@ -7,7 +7,7 @@ import re
 
 import pytest
 
-from ftlib.evals import report_spans, report_split
+from ftlib.evals import report_page, report_spans, report_split
 from ftlib.evals.report_data import read
 
 CONTEXT = 'The film was made in <Paris> by two brothers, and was shown in London in 1899, late in May.'
@@ -78,6 +78,13 @@ def test_the_surest_mistakes_come_first(tmp_path):
   assert order == sorted(order)
   assert '3 of 4 answers do not match' in page
   assert page.index('id0.2') < page.index('Least certain and right') < page.index('>ok<')
+
+
+def test_numbers_stay_in_one_line_and_texts_do_not():
+  page = report_page.example_table(('Text', 'Gold', 'F1'), [('a', 'b', '0.456'), ('a', '<i>1</i>', '+1\u202f234')])
+  assert page.count('class="number"') == 2
+  assert '<span data-name="F1" class="number">+1\u202f234</span>' in page
+  assert '.examples .number{white-space:nowrap}' in report_page.CSS
 
 
 def test_no_answer_has_a_name(tmp_path):

@@ -105,3 +105,9 @@ def test_it_starts_at_0_where_that_is_asked_for_or_labels_are_secret(made, value
 
 def test_evaluation_needs_no_training_rows(made):
   np.testing.assert_array_equal(made(split='validation').load()[0]['head']['out']['bias'], [0, 0])
+
+
+def test_a_head_without_a_bias_is_left_as_it_is(made, tmp_path):
+  built = made(model__pretrained=str(tiny.llama_folder(tmp_path)))
+  assert built.head_bias == {}
+  assert [*built.load()[0]['head']['out']] == ['kernel']

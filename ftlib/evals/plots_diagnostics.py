@@ -37,7 +37,8 @@ def curves(history: Mapping[str, Sequence[Mapping]]) -> Iterator[Chart]:
 
 
 def planned(summary: Mapping) -> Chart | None:
-  """The learning rate of each group over the whole run, `summary['planned_learning_rates']`; None without it."""
+  """The learning rate of each group over the whole run, `summary['planned_learning_rates']`; None without it, and of
+  one group, whose rate is logged."""
   plan = summary.get('planned_learning_rates')
   plan = plan if isinstance(plan, Mapping) else {}
   found = {}
@@ -47,7 +48,7 @@ def planned(summary: Mapping) -> Chart | None:
     if pairs:
       found[group] = tuple(np.array(pairs, np.float64).T)
   note = 'As set before the run; what a plateau of the metric lowers is not in it.'
-  return _lines(found, 'planned_rates', 'Learning rate as planned', note) if found else None
+  return _lines(found, 'planned_rates', 'Learning rate as planned', note) if len(found) > 1 else None
 
 
 def _lines(found: Mapping[str, tuple[np.ndarray, np.ndarray]], slug: str, title: str, note: str) -> Chart:

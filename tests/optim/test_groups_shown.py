@@ -63,6 +63,9 @@ def test_the_report_shows_the_plan(tmp_path):
   assert 'planned_learning_rates' not in page  # no table of all the numbers
 
 
-@pytest.mark.parametrize('plan', [None, 'x', [], {}, {'default': None}, {'default': [[0], 'x', [1, None]]}])
-def test_a_damaged_plan_is_none(plan):
+@pytest.mark.parametrize(
+  'plan',
+  [None, 'x', [], {}, {'a': None, 'b': None}, {'a': [[0], 'x', [1, None]], 'b': 3}, {'default': [[0, 0.1], [9, 0]]}],
+)
+def test_a_damaged_plan_or_one_of_one_group_is_none(plan):
   assert plots_diagnostics.planned({'planned_learning_rates': plan}) is None

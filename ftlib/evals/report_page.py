@@ -72,12 +72,6 @@ def grid(*cells: str) -> str:
   return '<div class="grid">\n' + '\n'.join(cells) + '\n</div>' if cells else ''
 
 
-def stack(*cells: str) -> str:
-  """Cells one under the other in one column of a `grid`; '' without cells."""
-  cells = [cell for cell in cells if cell]
-  return '<div class="stack">\n' + '\n'.join(cells) + '\n</div>' if cells else ''
-
-
 def tiles(items: Iterable[tuple[str, str, str]]) -> str:
   """Key numbers as (label, value, remark)."""
   cells = [
@@ -176,7 +170,6 @@ section{margin-top:52px;padding-top:30px;border-top:1px solid var(--line)}
 .tile dd.remark{font-size:.8rem;font-weight:400;color:var(--soft);letter-spacing:0;line-height:1.4}
 .grid{display:grid;grid-template-columns:repeat(2,minmax(0,1fr));gap:40px 44px;margin:0 0 40px}
 .grid:last-child{margin-bottom:0}
-.stack{display:grid;gap:40px;align-content:start;min-width:0}
 .block{margin:0;min-width:0}
 .wide{grid-column:1/-1}
 .note{color:var(--soft);font-size:.84rem;line-height:1.45;margin:8px 0 0;max-width:74ch}

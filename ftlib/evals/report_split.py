@@ -31,7 +31,6 @@ from ftlib.evals.report_page import (
   grid,
   section,
   shown,
-  stack,
   table,
   text,
   word,
@@ -53,7 +52,7 @@ def render(split: Split, *, slug: str) -> str:
   kind, note = (
     ('wide classes long', f'Scroll for all {C} classes.') if C > plots_classes.NUMBERED else ('wide classes', '')
   )
-  by_class = block('By class', _class_table(split), kind=kind if many else '', note=note)
+  by_class = block('By class', _class_table(split), kind=kind, note=note)
   matrix, mixed, counts = '', '', ''
   if confusion_CC is not None:
     chart = plots_classes.confusion(confusion_CC, split.classes, slug=slug)
@@ -64,10 +63,10 @@ def render(split: Split, *, slug: str) -> str:
       counts = details('All counts, with percent of the true class', _all_counts(confusion_CC, split.classes))
   return section(
     f'Results on {split.name}',
-    # Of a few classes, table and matrix together are as high as the metrics; of many, each takes the page's width.
+    # Of a few classes the matrix stands beside the metrics; of many, it takes the page's width.
     grid(
       block('Metrics', _metric_table(split), note=_micro_note(split)),
-      *((mixed, by_class, matrix) if many else [stack(by_class, matrix)]),
+      *((mixed, by_class, matrix) if many else (matrix, by_class)),
       *_charts(split, slug),
     ),
     counts,

@@ -98,6 +98,13 @@ def test_what_the_page_says(folder):
   assert f'Expected calibration error {error:.3f}, at T = 1.7 {after:.3f}.' in page
 
 
+def test_classes_with_intervals_have_the_width_of_the_page(folder):
+  """Of three classes as of many: half of it cuts off what stands behind the intervals."""
+  page = report.render(report_data.read(folder()))
+  assert '<div class="block wide classes"><h3>By class</h3>' in page
+  assert page.index('Confusion matrix') < page.index('>By class<')
+
+
 def test_attributed_rows_that_are_not_shown_are_counted(folder):
   rows = [{'row': i, 'target': 'good', 'method': 'rollout', 'tokens': [['a', 1.0]]} for i in range(25)]
   page = report.render(report_data.read(folder({}, rows)))

@@ -158,7 +158,7 @@ def test_text_is_escaped_and_legal():
 def test_empty_parts_leave_nothing():
   assert report_page.section('x', '', '', anchor='x') == ''
   assert report_page.table(('a', 'b'), []) == ''
-  assert report_page.figure(None) == report_page.grid('', '') == report_page.stack('') == ''
+  assert report_page.figure(None) == report_page.grid('', '') == ''
   assert report_page.details('x', '') == report_page.block('x', '') == report_page.tiles([]) == ''
 
 

@@ -64,6 +64,7 @@ _LABELS = {
   'best_f1': 'F1 (at the best threshold)',
   'ter': 'TER',
   'mrr': 'MRR',
+  'mean': 'Mean of the parts',
 }
 
 
@@ -122,8 +123,9 @@ class Split:
   """One evaluated split: `eval/<name>.json` and `eval/<name>_predictions.jsonl`.
 
   `rows` are all predictions, whatever the task; `judged` is None without those of a classifier, `scored` without those
-  of a regression. `losses` are a language model's, one a row; `margins` those by which chosen answers are ahead. `more`
-  is all of eval/<name>.json, `attribution` the rows of `eval/<name>_attribution.jsonl`.
+  of a regression. `losses` are a language model's, one a row; `margins` those by which chosen answers are ahead;
+  `places` where the right text stands among all. `more` is all of eval/<name>.json, `attribution` the rows of
+  `eval/<name>_attribution.jsonl`.
   """
 
   name: str
@@ -136,6 +138,7 @@ class Split:
   scored: Scored | None
   losses: Valued | None
   margins: Valued | None
+  places: Valued | None = None
   more: dict = dataclasses.field(default_factory=dict)
   attribution: list[dict] = dataclasses.field(default_factory=list)
 
@@ -247,12 +250,43 @@ def _splits(folder: pathlib.Path, notes: list[str]) -> list[Split]:
   for ending in (suffix, '_attribution.jsonl'):
     names |= {p.name.removesuffix(ending) for p in folder.glob(f'*{ending}')}
   order = {'test': 0, 'validation': 1}
-  return [_split(folder, name, suffix, notes) for name in sorted(names, key=lambda n: (order.get(n, 2), n))]
+  found = [_split(folder, name, suffix, notes) for name in sorted(names, key=lambda n: (order.get(n, 2), n))]
+  return [part for split in found for part in _parts(split)]
+
+
+def _parts(split: Split) -> list[Split]:
+  """The split; of several tasks at once (`ftlib/tasks/several.py`) what is of all, and a Split of each one's rows."""
+  of_all = {key: value for key, value in split.metrics.items() if '/' not in key}
+  numbers: dict[str, array.array] = {}
+  for i, row in enumerate(split.rows if len(of_all) < len(split.metrics) else ()):
+    if isinstance(name := row.get('task'), str) and any(key.startswith(f'{name}/') for key in split.metrics):
+      numbers.setdefault(name, array.array('q')).append(i)
+  if not numbers:
+    return [split]
+  intervals = split.more.get('intervals')
+  parts = []
+  for name, at in numbers.items():
+    labels = [c.removeprefix(name)[1:] for c in split.classes if c.startswith((f'{name}/', f'{name}+'))]
+    record = {'metrics': _own(split.metrics, name), 'n': len(at), 'checkpoint': split.checkpoint, 'labels': labels}
+    record |= {'intervals': _own(intervals, name), 'bootstrap': split.more.get('bootstrap')}
+    parts.append(_made(f'{split.name}: {name}', record, split.rows.taken(at)))
+  nothing = dict.fromkeys(('judged', 'scored', 'losses', 'margins', 'places'))
+  return [dataclasses.replace(split, metrics=of_all, classes=[], rows=split.rows.taken([]), **nothing), *parts]
+
+
+def _own(found: object, name: str) -> dict:
+  """What is called 'name/...', without that."""
+  found = found if isinstance(found, dict) else {}
+  return {key.removeprefix(f'{name}/'): value for key, value in found.items() if key.startswith(f'{name}/')}
 
 
 def _split(folder: pathlib.Path, name: str, suffix: str, notes: list[str]) -> Split:
   record = _object(folder / f'{name}.json', notes)
   rows = report_rows.read(folder / f'{name}{suffix}', notes)
+  return _made(name, record, rows, [*report_rows.read(folder / f'{name}_attribution.jsonl', notes)])
+
+
+def _made(name: str, record: dict, rows: Rows, attribution: Sequence[dict] = ()) -> Split:
   metrics = record['metrics'] if isinstance(record.get('metrics'), dict) else {}
   per_class = metrics.get('per_class')
   labels = record.get('labels')
@@ -271,8 +305,9 @@ def _split(folder: pathlib.Path, name: str, suffix: str, notes: list[str]) -> Sp
     scored=None if classes else _scored(rows),
     losses=None if classes else _valued(rows, 'loss'),
     margins=None if classes else _valued(rows, 'margin'),
+    places=None if classes else _valued(rows, 'place'),
     more=record,
-    attribution=list(report_rows.read(folder / f'{name}_attribution.jsonl', notes)),
+    attribution=[*attribution],
   )
 
 

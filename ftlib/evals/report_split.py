@@ -116,6 +116,8 @@ def _charts(split: Split, slug: str) -> list[str]:
     return [figure(chart(split.scored, slug=slug)) for chart in (plots_scores.scatter, plots_scores.errors)]
   if split.margins is not None:
     return [figure(plots_text.margins(split.margins, slug=slug))]
+  if split.places is not None:
+    return [report_text.places(split.places)]
   if split.losses is not None:
     return [figure(plots_text.losses(split.losses, slug=slug))]
   if split.judged is None:

@@ -2,29 +2,47 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
 from ftlib.evals import report_format as fmt
 from ftlib.evals.report_data import Split, Valued, number
-from ftlib.evals.report_page import block, cut, example_table, grid, section, shown, text
+from ftlib.evals.report_page import bar, block, cut, example_table, grid, section, shown, table, text
 
 WORST, BEST = 12, 6  # rows shown of each kind
 _PIECE, _PIECES = 900, 80  # characters of a piece of a previewed row, of whose middle one can do without; and pieces
 
 
 def rows(split: Split) -> str:
-  """The worst and the best rows by margin or loss; without those, the first predictions."""
+  """The worst and the best rows by margin or loss, the worst by place; without those, the first predictions."""
   if split.margins is not None:
     return _ranked(
       split.margins, -split.margins.values_N, 'margin', 'Rejected answers ahead, or nearest to it', 'Surest'
     )
+  if split.places is not None:
+    far = np.argsort(-split.places.values_N, kind='stable')[:WORST]
+    return block('Furthest from being found', _table(split.places, 'place', far), kind='wide said')
   if split.losses is not None:
     return _ranked(split.losses, split.losses.values_N, 'loss', 'Highest loss', 'Lowest loss')
   cells = [(shown(row), cut(_reference(row)), cut(row.get('prediction'))) for row in split.rows[:WORST]]
   note = f'The first {len(cells)} of {fmt.integer(len(split.rows))}.'
   return block('Predictions', example_table(('Text', 'Reference', 'Prediction'), cells), note=note)
+
+
+def places(valued: Valued) -> str:
+  """How many right texts stand first, and how many where else."""
+  found, total = valued.values_N, len(valued.values_N)
+  edges = [1, 2, 6, 11, 101, max(102, int(found.max()) + 1)]
+  rows = []
+  for low, stop in itertools.pairwise(edges):
+    count = int(((found >= low) & (found < stop)).sum())
+    if count:
+      rows.append(
+        (text(f'{low}' if stop == low + 1 else f'{low} to {stop - 1}'), fmt.integer(count), bar(count / total))
+      )
+  return block('Where the right text stands', table(('Place', 'Rows', 'Share'), rows))
 
 
 def samples(found: Sequence[Mapping]) -> str:
@@ -70,6 +88,8 @@ def _columns(key: str, found: Sequence[Mapping]) -> list:
   """(title, value of a row) of what there is to show of these rows."""
   if key == 'margin':
     wanted = [('Chosen', lambda r: r.get('chosen')), ('Rejected', lambda r: r.get('rejected'))]
+  elif key == 'place':
+    wanted = [('Right', _reference), ('Found first', lambda r: r.get('prediction'))]
   else:
     wanted = [('Reference', _reference), ('Prediction', lambda r: r.get('prediction')), ('Tokens', _tokens)]
   return [(name, get) for name, get in wanted if any(get(r) is not None for r in found)]

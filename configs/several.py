@@ -6,7 +6,10 @@
 
 DIR has a folder for each part, by its name or by `data=`; each is a source as in `classify.py` with columns of its own.
 Rows of all parts are mixed in every batch, drawn in proportion to the square root of how many a part has
-(`task.temperature=2`; 1 is by size). "Best" is by the mean of the parts' metrics. Not measured yet.
+(`task.temperature=2`; 1 is by size). "Best" is by the mean of the parts' metrics.
+
+Measured (24,784 rows, 2 epochs, 22 minutes of a core) on validation and test: accuracy of sst2 0.866 and 0.861, of mrpc
+0.772 and 0.775, Spearman of stsb 0.831 and 0.797. Of cola nothing is learnt (MCC 0.06 and 0.00).
 """
 
 from ftlib import recipe

@@ -18,7 +18,7 @@ from collections.abc import Mapping
 
 from ftlib.evals import plots, plots_diagnostics, report_page, report_split, report_text
 from ftlib.evals import report_format as fmt
-from ftlib.evals.report_data import Run, first, label, number, read
+from ftlib.evals.report_data import Run, first, label, named, number, read
 from ftlib.evals.report_page import block, code, details, figure, grid, section, table, text
 
 
@@ -106,7 +106,7 @@ def _headline(run: Run, best: Mapping) -> str:
     selected = split.name in run.history and split.checkpoint is not None and split.checkpoint == best.get('step')
     chosen = 'the split that also picked the checkpoint' if selected else ''
     lines = [
-      f'{report_split.named(split, key)} on {split.name}',
+      f'{named(split, key)} on {split.name}',
       ', '.join(part for part in (size, spread) if part),
       chosen,
     ]

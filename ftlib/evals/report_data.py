@@ -214,6 +214,16 @@ def series(rows: Sequence[Mapping], key: str) -> tuple[np.ndarray, np.ndarray]:
   return steps_values[:, 0], steps_values[:, 1]
 
 
+def named(split: Split, key: str) -> str:
+  """A metric's name on a split: of a language model, what is accurate are its tokens, and of two classes, what is not
+  averaged over them is that of the second; which that is, nobody can guess."""
+  if key == 'accuracy' and split.losses:
+    return 'Token accuracy'
+  return label(key) + (
+    f' ({split.classes[1]})' if key in ('precision', 'recall', 'f1') and len(split.classes) == 2 else ''
+  )
+
+
 def label(key: str) -> str:
   """A metric's name as people write it."""
   words = str(key).replace('_', ' ')

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from ftlib.evals import report_format as fmt
-from ftlib.evals.report_data import Split, label, number
+from ftlib.evals.report_data import Split, label, named, number
 from ftlib.evals.report_page import bar, block, grid, table, text, word
 
 _MEASURES = {
@@ -78,7 +78,7 @@ def against(split: Split) -> str:
     if None not in (here, there, apart):
       ps = [number(one.get(k)) for k in ('p_bootstrap', 'p_randomization')]
       cells = [fmt.decimal(here), fmt.decimal(there), f'{apart:+.4f}', _spread(_pair(one.get('interval')), signed=True)]
-      rows.append((text(label(key)), *cells, *('–' if p is None else f'{p:.3g}' for p in ps)))
+      rows.append((text(named(split, key)), *cells, *('–' if p is None else f'{p:.3g}' for p in ps)))
   test, note = _mapping(found.get('mcnemar')), 'Both runs on the same examples; the difference is here minus there.'
   if number(test.get('p')) is not None:
     note += (

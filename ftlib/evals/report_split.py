@@ -21,7 +21,7 @@ from ftlib.evals import (
   report_text,
 )
 from ftlib.evals import report_format as fmt
-from ftlib.evals.report_data import Judged, Scored, Split, label, number
+from ftlib.evals.report_data import Judged, Scored, Split, label, named, number
 from ftlib.evals.report_page import (
   bar,
   block,
@@ -87,11 +87,6 @@ def scalars(split: Split) -> dict[str, float]:
   return {key: value for key, value in metrics.flat(split.metrics).items() if number(value) is not None}
 
 
-def named(split: Split, key: str) -> str:
-  """A metric's name: of a language model, what is accurate are its tokens."""
-  return 'Token accuracy' if key == 'accuracy' and split.losses else label(key)
-
-
 def interval(split: Split, key: str, value: float) -> str:
   """In words, the stored interval, or that of a share of the examples; '' for any other metric, as one of tokens."""
   if (stored := report_more.bounds(split, key)) is not None:
@@ -143,9 +138,7 @@ def _metric_table(split: Split) -> str:
     if key in values and key not in redundant:
       spread = interval(split, key, values[key])
       aside = f'<span class="aside">{text(spread)}</span>' if spread else ''
-      # What is not averaged over classes is that of the positive one; which that is, the reader cannot guess.
-      of = f' ({split.classes[1]})' if key in ('precision', 'recall', 'f1') and len(split.classes) == 2 else ''
-      rows.append((text(named(split, key) + of) + aside, fmt.decimal(values[key])))
+      rows.append((text(named(split, key)) + aside, fmt.decimal(values[key])))
     elif value is None:
       rows.append((text(label(key)), '<span class="aside">not defined</span>'))
   return table(('Metric', 'Value'), rows)

@@ -1,5 +1,6 @@
 """The report on slices, calibration, another run and attributed tokens: what it says, and what it survives."""
 
+import dataclasses
 import json
 
 import numpy as np
@@ -96,6 +97,14 @@ def test_what_the_page_says(folder):
   scaled = calibration.scaled(split.judged.probabilities_NC, 1.7)
   after = calibration.bins(scaled.max(1), split.judged.correct_N).error
   assert f'Expected calibration error {error:.3f}, at T = 1.7 {after:.3f}.' in page
+
+
+def test_measures_of_one_of_two_classes_say_of_which(folder):
+  one = {'here': 0.9, 'there': 0.8, 'difference': 0.1}
+  split = report_data.read(folder({'against': {'run': 'r', 'metrics': {'f1': one, 'f1_macro': one}}})).splits[0]
+  assert 'F1 (b)' not in report_more.against(split)
+  two = report_more.against(dataclasses.replace(split, classes=['a', 'b']))
+  assert ('>F1 (b)<' in two, '>F1 (macro)<' in two) == (True, True)
 
 
 def test_classes_with_intervals_have_the_width_of_the_page(folder):

@@ -201,6 +201,7 @@ no-repeat,linear-gradient(var(--line),var(--line)) left bottom/100% 3px no-repea
 .examples .id{display:block;margin-top:2px;color:var(--soft);font-size:.78rem}
 .said .examples span[dir]{white-space:pre-wrap}
 .said .examples tbody th{width:auto;min-width:12em}
+.said .examples td span[dir]{display:inline-block;min-width:7em}
 .sample{margin:0 0 28px;padding:0 0 4px}
 .sample .asked{white-space:pre-wrap;overflow-wrap:anywhere;margin:0 0 12px}
 .sides{display:grid;grid-template-columns:repeat(auto-fit,minmax(220px,1fr));gap:12px;margin:0}

@@ -109,8 +109,8 @@ def _options(split: Split) -> str:
   wrong, right = (order[judged.correct_N[order] == hit] for hit in (False, True))
   said = f'{fmt.integer(len(wrong))} of {fmt.integer(len(order))} answers are wrong; these are the surest of them.'
   return grid(
-    block('Worst mistakes', _option_table(split, wrong[:WORST]), note=said, kind='wide'),
-    block('Least certain and right', _option_table(split, right[::-1][:BEST]), kind='wide'),
+    block('Worst mistakes', _option_table(split, wrong[:WORST]), note=said, kind='wide said'),
+    block('Least certain and right', _option_table(split, right[::-1][:BEST]), kind='wide said'),
   )
 
 
@@ -119,11 +119,11 @@ def _option_table(split: Split, indices: np.ndarray) -> str:
   for i in indices:
     row, true, chosen = judged.rows[i], int(judged.labels_N[i]), int(judged.predictions_N[i])
     verdict = 'right' if true == chosen else 'wrong'
-    others = [o for k, o in enumerate(row['options']) if k not in (true, chosen)]
+    others = '\n'.join(str(o) for k, o in enumerate(row['options']) if k not in (true, chosen))
     cells = (
       _option(row, true),
       f'<span class="{verdict}">{_option(row, chosen)}</span>',
-      f'<span dir="auto">{cut(" · ".join(map(str, others)) if others else None)}</span>',
+      f'<span dir="auto">{cut(others or None)}</span>',
       f'{judged.probabilities_NC[i, chosen]:.3f}',
       f'{judged.probabilities_NC[i, true]:.3f}',
     )

@@ -56,7 +56,7 @@ def build(config: Config, *, labels: list, counts: np.ndarray) -> Callable[..., 
     total = rows_B.sum()
     return {
       'loss': (jnp.where(real_B, nll_B * rows_B, 0).sum(), total),
-      'accuracy': ((correct_B * rows_B).sum(), total),
+      'batch_accuracy': ((correct_B * rows_B).sum(), total),
     }
 
   return objective

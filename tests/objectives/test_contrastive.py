@@ -58,7 +58,7 @@ def test_padding_is_no_negative_and_has_no_slope():
   pooled, weights = vectors(3), np.array([1, 1, 1, 0, 0], np.float32)
   got = sums(pooled, weights=weights, temperature=0.3)
   assert got['loss'][0] == pytest.approx(naive(pooled, t=0.3, symmetric=True, rows=range(3)), rel=1e-5)
-  assert got['loss'][1] == got['accuracy'][1] == 3
+  assert got['loss'][1] == got['batch_accuracy'][1] == 3
   pooled[3:] = 0  # as a row without documents has them
   grad = jax.jit(jax.grad(lambda x: sums(x, weights=weights, temperature=0.3)['loss'][0]))(pooled)
   assert np.isfinite(grad).all()
@@ -91,10 +91,10 @@ def test_rows_are_compared_over_all_devices():
 def test_accuracy_is_of_the_nearest():
   pooled = vectors(2)
   pooled[:, 1] = pooled[:, 0]
-  assert sums(pooled)['accuracy'][0] == B
+  assert sums(pooled)['batch_accuracy'][0] == B
   assert sums(pooled)['loss'][0] < sums(vectors(2))['loss'][0]
   pooled[:, 1] = np.roll(pooled[:, 0], 1, axis=0)
-  assert sums(pooled)['accuracy'][0] == 0
+  assert sums(pooled)['batch_accuracy'][0] == 0
 
 
 def test_cosines_by_hand_and_at_zero():

@@ -7,7 +7,11 @@ The first command reads a column `text` of TEXTS, which may be the task's own tr
 more texts of their kind. The second is `classify.py` on the columns `text` and `label`, and starts from what the first
 one trained: all parameters of the encoder, or with `method=lora` in both the adapters; the heads are new. The folder of
 the first run has to stay where frozen parameters start from it (the summary says so). Otherwise export the first run
-and give `model=` the exported folder in place of `first=`. Not measured yet.
+and give `model=` the exported folder in place of `first=`.
+
+Measured on SST-2, its own 6,909 sentences as TEXTS, 3 and 5 minutes of a core: accuracy 0.880 on validation and on test
+(95 % interval: 0.864 to 0.894); without the first command (`classify.py:data=DIR,method=full`) 0.883 and 0.882. So 40
+steps with MiniLM, which has no head for masked words, gain nothing, and harm nothing.
 """
 
 from ftlib import recipe

@@ -11,7 +11,7 @@ every character is a word. With `method=head` the vectors of a file stay as they
 folder that such a run was exported to, to go on from; without one a new model is made.
 
 Measured on SST-2 (6,909 rows): accuracy 0.810 on validation, 0.818 on test (95 % interval: 0.799 to 0.835); two minutes
-of a core after compiling.
+of a core after compiling. On ChnSentiCorp (7,114 Chinese reviews): 0.860 and 0.851 (0.831 to 0.873), five minutes.
 """
 
 from ftlib import recipe

@@ -7,8 +7,8 @@
 `data` is a folder with train/validation/test.jsonl (or .csv, .tsv, .parquet; compressed or not), one file that is then
 split, `tfds:glue/sst2` or `hf:NAME`. Columns are `text` and `label` unless named.
 
-Measured on SST-2 (6,909 rows, the first command with MiniLM), 4 minutes of a core: accuracy 0.868 on validation, 0.863 on
-test (95 % interval: 0.847 to 0.879).
+Measured on SST-2 (6,909 rows, the first command with MiniLM), 4 minutes of a core: accuracy 0.868 on validation, 0.863
+on test (95 % interval: 0.847 to 0.879).
 """
 
 from ftlib import recipe
